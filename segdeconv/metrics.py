@@ -1,0 +1,153 @@
+"""Segmentation scores that mean the same as the official Cityscapes figures.
+
+Everything is a function of ONE confusion matrix over the whole set, which `torchmetrics`'
+``MulticlassConfusionMatrix(num_classes, ignore_index=255)`` counts and sums over processes. A mean
+of per-image or per-batch scores is another quantity: the mean of ratios is not the ratio of sums.
+
+Definitions are those of cityscapesScripts' `evalPixelLevelSemanticLabeling`: pixels whose truth is
+ignored never count; a class that is in neither truth nor prediction has no score (NaN) and is left
+out of the mean; a class that is only predicted scores 0. The script counts all 34 label ids, this
+the evaluated classes; a network that predicts only these gets the same numbers from both.
+
+Shapes: C classes, rows are truth, columns are prediction.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationScores:
+    """The scores of one evaluation; ratios lie in 0 to 1, NaN where nothing was there to score.
+
+    Attributes:
+        class_iou: Intersection over union per class, (C,) float64.
+        class_accuracy: Share of each class's true pixels that were found, (C,) float64.
+        miou: Mean of `class_iou` over the classes that have one.
+        mean_accuracy: Mean of `class_accuracy` over the classes that have one.
+        pixel_accuracy: Share of all labelled pixels that are right.
+        category_iou: Per category, confusions within it counting as right; {} without categories.
+        mean_category_iou: Mean of `category_iou` over the categories that have one.
+        confusion: The counts behind all this, (C, C) int64.
+    """
+
+    class_iou: Tensor
+    class_accuracy: Tensor
+    miou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+    category_iou: dict[str, float]
+    mean_category_iou: float
+    confusion: Tensor
+
+    def to_dict(self, class_names: Sequence[str]) -> dict[str, object]:
+        """Everything as JSON types: NaN becomes None, per-class scores are keyed by name."""
+        self._check(class_names)
+        return {
+            "miou": _json_number(self.miou),
+            "mean_accuracy": _json_number(self.mean_accuracy),
+            "pixel_accuracy": _json_number(self.pixel_accuracy),
+            "mean_category_iou": _json_number(self.mean_category_iou),
+            "class_iou": _json_numbers(class_names, self.class_iou.tolist()),
+            "class_accuracy": _json_numbers(class_names, self.class_accuracy.tolist()),
+            "category_iou": _json_numbers(self.category_iou, self.category_iou.values()),
+            "confusion": self.confusion.tolist(),
+        }
+
+    def table(self, class_names: Sequence[str]) -> str:
+        """A text table in percent: each class with its share of the labelled pixels, the means."""
+        self._check(class_names)
+        share = self.confusion.sum(1).double() / max(1, int(self.confusion.sum()))
+        rows = list(zip(class_names, self.class_iou, self.class_accuracy, share, strict=True))
+        width = max(len(name) for name in (*class_names, *self.category_iou, "mean category IoU"))
+        rule = "-" * (width + 30)
+        lines = [f"{'class':<{width}}  {'IoU':>8}  {'accuracy':>8}  {'pixels':>8}", rule]
+        lines += [
+            f"{name:<{width}}  {_percent(iou)}  {_percent(accuracy)}  {_percent(pixels)}"
+            for name, iou, accuracy, pixels in rows
+        ]
+        lines += [rule, f"{'mean':<{width}}  {_percent(self.miou)}  {_percent(self.mean_accuracy)}"]
+        lines += [f"{'all pixels':<{width}}  {'':>8}  {_percent(self.pixel_accuracy)}"]
+        if self.category_iou:
+            lines += ["", f"{'category':<{width}}  {'IoU':>8}", rule]
+            lines += [
+                f"{name:<{width}}  {_percent(iou)}" for name, iou in self.category_iou.items()
+            ]
+            lines += [rule, f"{'mean category IoU':<{width}}  {_percent(self.mean_category_iou)}"]
+        return "\n".join(lines)
+
+    def _check(self, class_names: Sequence[str]) -> None:
+        if len(class_names) != len(self.class_iou):
+            raise ValueError(
+                f"{len(class_names)} class names for scores of {len(self.class_iou)} classes; "
+                "pass the names of the label set that was evaluated"
+            )
+
+
+def scores_from_confusion(
+    confusion: Tensor, categories: Sequence[str] | None = None
+) -> SegmentationScores:
+    """All scores of one confusion matrix.
+
+    Args:
+        confusion: Pixel counts without ignored pixels, (C, C) integers, rows are truth.
+        categories: Category name of each class, C of them; None for a label set without categories.
+
+    Raises:
+        ValueError: If the matrix is not square or not of integers, or lacks a class's category.
+    """
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+        raise ValueError(f"confusion of shape {tuple(confusion.shape)}: expected (C, C)")
+    if confusion.is_floating_point():
+        raise ValueError(
+            f"confusion of {confusion.dtype}: expected integers; "
+            "float32 loses units above 1.7e7 pixels"
+        )
+    confusion = confusion.detach().to("cpu", torch.int64)
+    class_iou = _iou(confusion)
+    class_accuracy = confusion.diagonal().double() / confusion.sum(1)
+    category_iou = {} if categories is None else _category_iou(confusion, categories)
+    return SegmentationScores(
+        class_iou=class_iou,
+        class_accuracy=class_accuracy,
+        miou=float(class_iou.nanmean()),
+        mean_accuracy=float(class_accuracy.nanmean()),
+        pixel_accuracy=float(confusion.diagonal().sum().double() / confusion.sum()),
+        category_iou=category_iou,
+        mean_category_iou=float(torch.tensor([*category_iou.values()]).double().nanmean()),
+        confusion=confusion,
+    )
+
+
+def _iou(confusion: Tensor) -> Tensor:
+    """Intersection over union of each row and column, 0/0 giving NaN."""
+    hit = confusion.diagonal()
+    return hit.double() / (confusion.sum(0) + confusion.sum(1) - hit)
+
+
+def _category_iou(confusion: Tensor, categories: Sequence[str]) -> dict[str, float]:
+    """IoU after merging the classes of each category, categories in order of first appearance."""
+    if len(categories) != len(confusion):
+        raise ValueError(
+            f"{len(categories)} categories for {len(confusion)} classes: expected one per class"
+        )
+    names = list(dict.fromkeys(categories))
+    member = torch.tensor([[name == category for category in categories] for name in names]).long()
+    return dict(zip(names, _iou(member @ confusion @ member.T).tolist(), strict=True))
+
+
+def _percent(ratio: float | Tensor) -> str:
+    value = float(ratio)
+    return f"{'-':>8}" if math.isnan(value) else f"{100 * value:8.2f}"
+
+
+def _json_number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _json_numbers(names: Iterable[str], values: Iterable[float]) -> dict[str, float | None]:
+    return {name: _json_number(value) for name, value in zip(names, values, strict=True)}
