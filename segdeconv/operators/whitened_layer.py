@@ -1,0 +1,382 @@
+"""What the whitening layers share: their settings, running statistics and the merged kernel."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any, Literal, TypedDict, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from segdeconv.whitening import (
+    Backend,
+    Blocks,
+    Share,
+    inverse_root,
+    largest_divisor,
+    merge,
+    moments,
+    released_block,
+    shrink,
+)
+
+Layer = TypeVar("Layer", bound="WhitenedLayer")
+Plain = TypeVar("Plain", bound=nn.Module)
+
+
+class WhiteningOptions(TypedDict, total=False):
+    """Keyword options of the whitening layers, see `Whitening`."""
+
+    block: int
+    n_iter: int
+    eps: float
+    momentum: float
+    sampling_stride: int
+    freeze: bool
+    freeze_iter: int
+    grouping: Literal["interleaved", "channel"]
+    share: Share
+    sampling: Literal["grid", "flat"]
+    min_rows: float
+    bias_correction: bool
+    backend: Backend
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whitening:
+    """Settings of a whitening layer.
+
+    Attributes:
+        block: Channels per whitening block; the layer takes the largest divisor of its channels up
+            to this. The matrix has block x taps columns, and its cost grows with the cube.
+        n_iter: Newton-Schulz steps, 1 or more. Caps the gain at 1.5**n_iter: a regulariser, not a
+            tolerance. The released networks use 15 in the first layer.
+        eps: Added to the diagonal of the covariance.
+        momentum: Of the running averages, in (0, 1].
+        sampling_stride: Distance between sampled patches, in units of the layer's stride.
+        freeze: Keep the statistics fixed in most steps, on the duty cycle of the released code.
+        freeze_iter: With ``freeze``: freeze_iter + 1 live steps, then 9 freeze_iter - 1 frozen
+        ones. grouping: "interleaved": block g holds columns g, g + G, ... of the (channel, tap)
+        list;
+            "channel": each block is a run of channels with all their taps.
+        share: "both": all blocks pool their samples into one mean and one root; "root": one root,
+            each block its own mean; "none": a mean and a root per block. Grouped convolutions
+            always use "none".
+        sampling: 1x1 layers sample a "grid" or, as released, every k-th pixel of the "flat" batch.
+        min_rows: Rows per column of the covariance below which sampling gets denser, then the
+            covariance is shrunk; 0 never does either.
+        bias_correction: Weigh the running averages so that their start does not count.
+        backend: How the root is computed, see `segdeconv.whitening.inverse_root`.
+        released_blocks: Block sizes by the released rule (gcd; whole groups); set by the preset.
+    """
+
+    block: int = 16
+    n_iter: int = 5
+    eps: float = 1e-5
+    momentum: float = 0.1
+    sampling_stride: int = 3
+    freeze: bool = False
+    freeze_iter: int = 100
+    grouping: Literal["interleaved", "channel"] = "interleaved"
+    share: Share = "both"
+    sampling: Literal["grid", "flat"] = "grid"
+    min_rows: float = 4.0
+    bias_correction: bool = True
+    backend: Backend = "auto"
+    released_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("block", "n_iter", "sampling_stride", "freeze_iter"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
+        if not 0 < self.momentum <= 1:
+            raise ValueError(f"momentum={self.momentum}: expected a number in (0, 1]")
+        if self.eps < 0 or self.min_rows < 0:
+            raise ValueError(f"eps={self.eps}, min_rows={self.min_rows}: expected 0 or more")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {known}")
+
+    def channels_per_block(self, channels: int, groups: int = 1) -> int:
+        """Block size the layer really uses."""
+        if self.released_blocks:
+            return released_block(channels, self.block, groups)
+        return largest_divisor(channels // groups, self.block)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "grouping": ("interleaved", "channel"),
+    "share": ("both", "root", "none"),
+    "sampling": ("grid", "flat"),
+    "backend": ("auto", "newton_schulz", "eigh"),
+}
+
+_RELEASED = Whitening(
+    block=64, sampling="flat", min_rows=0.0, bias_correction=False, released_blocks=True
+)
+PRESETS: dict[str, Whitening] = {"default": Whitening(), "released": _RELEASED}
+LINEAR_PRESETS: dict[str, Whitening] = {
+    "default": Whitening(block=64, sampling_stride=1, grouping="channel"),
+    "released": replace(_RELEASED, block=512, sampling_stride=1, grouping="channel"),
+}
+
+
+def whitening_settings(
+    preset: str, options: Mapping[str, Any], presets: Mapping[str, Whitening] = PRESETS
+) -> Whitening:
+    """Settings of a preset with options over them; unknown names raise with the nearest one."""
+    if preset not in presets:
+        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(presets)}")
+    known = [field.name for field in fields(Whitening) if field.name != "released_blocks"]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? Known" if near else "known"
+            raise ValueError(f"unknown whitening option {name!r}; {hint}: {', '.join(known)}")
+    return replace(presets[preset], **options)
+
+
+class WhitenedLayer(nn.Module):
+    """State shared by the whitening layers: running statistics, their update, the merged kernel.
+
+    A mixin over a torch layer with ``weight`` and ``bias``.  Subclasses say how a batch gives
+    columns.
+
+    Buffers:
+        running_mean: (means x D,).
+        running_deconv: (D, D), or (M, D, D) when there are several; an average of roots, as
+        released. running_weight: Share of real batches in the averages, 0 at the start, towards 1.
+        counter: Steps within the freeze cycle, only with ``freeze``.
+    """
+
+    weight: Any
+    bias: Any
+    running_mean: Tensor
+    running_deconv: Tensor
+    running_weight: Tensor
+    counter: Tensor
+    settings: Whitening
+    blocks: Blocks
+    _merged: tuple[object, Tensor, Tensor] | None
+
+    def _init_whitening(self, settings: Whitening, blocks: Blocks) -> None:
+        self.settings, self.blocks, self._merged = settings, blocks, None
+        self.reset_running_stats()
+
+    def reset_running_stats(self) -> None:
+        """Forget the statistics: mean 0 and the identity, so that evaluation is the plain layer."""
+        blocks, like = self.blocks, self.weight
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        roots = torch.eye(blocks.size, dtype=dtype, device=like.device)
+        if blocks.num_roots > 1:
+            roots = roots.repeat(blocks.num_roots, 1, 1)
+        mean = torch.zeros(blocks.num_means * blocks.size, dtype=dtype, device=like.device)
+        self.register_buffer("running_mean", mean)
+        self.register_buffer("running_deconv", roots)
+        self.register_buffer("running_weight", torch.zeros((), dtype=dtype, device=like.device))
+        if self.settings.freeze:
+            self.register_buffer("counter", torch.zeros((), dtype=torch.long, device=like.device))
+
+    def effective_weight(self) -> Tensor:
+        """The kernel that is applied to whitened patches, in the shape of ``weight``."""
+        weight: Tensor = self.weight
+        return weight
+
+    def _columns(self, x: Tensor, sampling_stride: int) -> Tensor:
+        """Sampled im2col columns (C x taps, S) of the input."""
+        raise NotImplementedError
+
+    def _num_samples(self, x: Tensor, sampling_stride: int) -> int:
+        """S for an input of this shape."""
+        raise NotImplementedError
+
+    def _merge(self, mean: Tensor, root: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return merge(self.effective_weight(), self.bias, mean, root, self.blocks, dtype)
+
+    def _kernel_and_bias(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Kernel and bias for this input: by batch statistics in training, else by running ones."""
+        dtype = compute_dtype(x)
+        if not self.training:
+            return self._running_kernel_and_bias(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            mean, root = self._batch_statistics(x)
+            return self._merge(mean, root, dtype)
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        """Running mean (1 or G, D) and roots (M, D, D), as copies.
+
+        Copies, because a later training step changes the buffers in place, and an evaluation
+        forward that still waits for its backward would fail on that.
+        """
+        size = self.blocks.size
+        return self.running_mean.clone().view(-1, size), self.running_deconv.clone().view(
+            -1, size, size
+        )
+
+    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and root of this batch, or the running ones where the batch cannot give them."""
+        settings, running_mean = self.settings, self.running_mean
+        stride, freedom = self._sampling(x)
+        if freedom < 1:  # one row has no covariance; running statistics can serve and stay
+            return self._running()
+        columns = self._columns(x, stride).to(running_mean.dtype)
+        mean, covariance = moments(columns, self.blocks)
+        wanted = settings.min_rows * self.blocks.size
+        if freedom < wanted:
+            covariance = shrink(covariance, 1 - freedom / wanted)
+        live = mean.isfinite().all() & covariance.isfinite().all()
+        identity = torch.eye(self.blocks.size, dtype=covariance.dtype, device=covariance.device)
+        covariance = torch.where(live, covariance, identity) + settings.eps * identity
+        root = inverse_root(covariance, settings.n_iter, settings.backend)
+        if settings.freeze:
+            live = live & self._advance_freeze_counter()
+        old_mean, old_root = self._running()
+        mean, root = torch.where(live, mean, old_mean), torch.where(live, root, old_root)
+        if not in_backward():
+            self._update(mean.detach(), root.detach(), live)
+        return mean, root
+
+    def _sampling(self, x: Tensor) -> tuple[int, int]:
+        """Sampling stride that gives enough rows, and the rows' degrees of freedom."""
+        stride = self.settings.sampling_stride
+        freedom = self.blocks.degrees_of_freedom(self._num_samples(x, stride))
+        while freedom < self.settings.min_rows * self.blocks.size and stride > 1:
+            stride -= 1
+            freedom = self.blocks.degrees_of_freedom(self._num_samples(x, stride))
+        if self.settings.min_rows == 0:
+            freedom = max(freedom, 1) if x.numel() else 0
+        return stride, freedom
+
+    def _advance_freeze_counter(self) -> Tensor:
+        """Whether this step is live: the first freeze_iter + 1 of every 10 freeze_iter steps."""
+        cycle = 10 * self.settings.freeze_iter
+        if in_backward():  # recomputation under activation checkpointing: the step was counted
+            return (self.counter - 1) % cycle <= self.settings.freeze_iter
+        live = self.counter <= self.settings.freeze_iter
+        self.counter.add_(1).remainder_(cycle)
+        return live
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, root: Tensor, live: Tensor) -> None:
+        """Average a batch in; where it was not live, it equals the running statistics already."""
+        rate = torch.full_like(self.running_weight, self.settings.momentum)
+        weight = torch.lerp(self.running_weight, torch.ones_like(rate), rate)
+        if self.settings.bias_correction:
+            # Keeps the buffers themselves corrected: equal to (average - start) / (1 - (1 - m)^t).
+            rate = rate / weight
+        self.running_mean.lerp_(mean.flatten(), rate)
+        self.running_deconv.lerp_(root.view_as(self.running_deconv), rate)
+        self.running_weight.copy_(torch.where(live, weight, self.running_weight))
+
+    def _running_kernel_and_bias(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Merged running statistics; computed once until a gradient is asked or they change."""
+        sources = [
+            t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None
+        ]
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
+        if needs_grad or torch.compiler.is_compiling() or any(t.is_inference() for t in sources):
+            return self._merge_running(dtype)
+        key = (dtype, tuple((id(t), t._version) for t in sources))
+        if self._merged is None or self._merged[0] != key:
+            # A tensor born in inference mode could not serve a later forward that needs gradients.
+            with torch.inference_mode(False), torch.no_grad():
+                self._merged = (key, *self._merge_running(dtype))
+        return self._merged[1], self._merged[2]
+
+    def _merge_running(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.running_mean.device.type, enabled=False):
+            kernel, bias = self._merge(*self._running(), dtype)
+            return kernel, bias.to(dtype)
+
+    def train(self, mode: bool = True) -> Any:
+        """As `nn.Module.train`; a change of mode also drops the merged kernel.
+
+        Weight averaging swaps weights through ``.data``, which leaves no trace in the version
+        counter.
+        """
+        self._merged = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        """Move or cast, but keep the statistics in float32 when the layer goes to 16 bits."""
+        before = {name: self._buffers[name] for name in _STATISTICS}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.element_size() < 4:
+                self._buffers[name] = old.to(new.device)
+        self._merged = None
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Accept checkpoints of the released code: statistics without weight or counter."""
+        if prefix + "running_deconv" in state_dict:
+            state_dict.setdefault(prefix + "running_weight", torch.ones_like(self.running_weight))
+            if self.settings.freeze:
+                state_dict.setdefault(prefix + "counter", torch.zeros_like(self.counter))
+        self._merged = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_merged": None}
+
+    def _whitening_repr(self) -> str:
+        used = self.blocks
+        parts = [f"blocks={used.num}x{used.size}", f"n_iter={self.settings.n_iter}"]
+        defaults = Whitening()
+        for name in ("eps", "momentum", "sampling_stride", "grouping", "share", "freeze"):
+            value = getattr(self.settings, name)
+            if value != getattr(defaults, name):
+                parts.append(f"{name}={value}")
+        return ", ".join(parts)
+
+    def extra_repr(self) -> str:
+        """The torch layer's arguments, then the whitening that is really done."""
+        return f"{super().extra_repr()}, {self._whitening_repr()}"
+
+
+_STATISTICS = ("running_mean", "running_deconv", "running_weight")
+
+
+def conv_blocks(settings: Whitening, channels: int, groups: int, taps: int) -> Blocks:
+    """Layout of a layer with ``channels`` inputs in ``groups``."""
+    block = settings.channels_per_block(channels, groups)
+    num = channels // block
+    if groups > 1:
+        return Blocks(num, block * taps, groups, share="none")
+    return Blocks(num, block * taps, 1, settings.grouping == "interleaved", settings.share)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Precision in which the convolution of ``x`` will run."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def in_backward() -> bool:
+    """Whether this forward is the repetition that activation checkpointing makes in a backward.
+
+    `torch.utils.checkpoint` tells its own recomputation the same way; there is no public name for
+    it.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def take_over(new: Layer, old: nn.Module) -> Layer:
+    """Give ``new`` the parameters and mode of ``old`` and fresh statistics beside them."""
+    new.weight, new.bias = old.weight, old.bias
+    new.reset_running_stats()
+    new.train(old.training)
+    return new
+
+
+def give_merged(plain: Plain, layer: WhitenedLayer) -> Plain:
+    """Put the running kernel and bias of ``layer`` into ``plain``."""
+    with torch.no_grad():
+        kernel, bias = layer._merge_running(layer.weight.dtype)
+    plain.weight, plain.bias = nn.Parameter(kernel.clone()), nn.Parameter(bias.clone())
+    plain.train(layer.training)
+    return plain

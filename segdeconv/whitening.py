@@ -1,0 +1,391 @@
+"""Whitening as pure functions: moments, truncated inverse square root, merging into a kernel.
+
+Ye et al., "Network Deconvolution", ICLR 2020, arXiv:1905.11926.  A convolution is a product of
+im2col rows with a kernel matrix.  Whitening the rows first, ``y = (u - mean) D w + b``, is linear,
+so it moves into the kernel: ``K = w D`` and ``b' = b - K mean``.
+
+``D`` is *not* the inverse square root of the covariance but what ``n_iter`` Newton-Schulz steps
+make of it.  They raise an eigenvalue ``l`` (of the covariance divided by its Frobenius norm) to a
+gain of at most ``1.5**n_iter``, which makes the step count the regulariser of the method.  Every
+backend here computes that same truncated function and its exact gradient; none leaves an autograd
+tape through the steps.
+
+Shapes: C channels, O output channels, taps = kernel height x width, G blocks of D columns
+(G x D = C x taps), S samples (im2col rows), M matrices (1 when the blocks share one, else G).
+Samples are stored column-major, (columns, S): the released interleaved blocks are then views.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Backend = Literal["auto", "newton_schulz", "eigh"]
+Share = Literal["both", "root", "none"]
+
+# Above this many steps the low end of the spectrum is amplified more than float32 resolves: a
+# 15-step root of a 7x7x3 stem's covariance is off by 1e-3 in float32, so such roots run in float64.
+MAX_STEPS_IN_SINGLE = 7
+
+# One decomposition costs the same whatever n_iter is, so it wins earlier when there are many steps.
+# CPU only, from `benchmarks/layers.py --roots`; on GPUs a dozen products are much faster.
+EIGH_FROM_SIZE = 192
+EIGH_FROM_SIZE_MANY_STEPS = 96
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the C x taps columns of an im2col row (channel slowest) fall into whitening blocks.
+
+    Attributes:
+        num: Blocks G.
+        size: Columns per block D.
+        groups: Groups of the convolution; blocks never cross them.
+        interleaved: Column j belongs to block j mod G (as released) instead of j div D.
+        share: What the blocks have in common: "both" one mean and one root (as released), "root"
+            one root about each block's own mean, "none" nothing.
+    """
+
+    num: int
+    size: int
+    groups: int = 1
+    interleaved: bool = False
+    share: Share = "both"
+
+    @property
+    def num_means(self) -> int:
+        """Mean vectors: 1 or G."""
+        return 1 if self.share == "both" else self.num
+
+    @property
+    def num_roots(self) -> int:
+        """Inverse roots M: 1 or G."""
+        return self.num if self.share == "none" else 1
+
+    def degrees_of_freedom(self, samples: int) -> int:
+        """Independent rows behind one covariance when each column has ``samples`` values."""
+        rows = samples if self.share == "none" else samples * self.num
+        return rows - self.num_means // self.num_roots
+
+    def split(self, columns: Tensor) -> Tensor:
+        """(C x taps, S) -> (G, D, S)."""
+        if self.interleaved:
+            return columns.view(self.size, self.num, -1).transpose(0, 1)
+        return columns.view(self.num, self.size, -1)
+
+    def split_kernel(self, weight: Tensor) -> Tensor:
+        """(O, C / groups, ...) -> (G, O / groups, D)."""
+        if self.interleaved:
+            return weight.reshape(weight.shape[0], self.size, self.num).permute(2, 0, 1)
+        per_group = self.num // self.groups
+        split = weight.reshape(self.groups, -1, per_group, self.size)
+        return split.transpose(1, 2).flatten(0, 1)
+
+    def join_kernel(self, kernel_GOD: Tensor, shape: torch.Size) -> Tensor:
+        """Inverse of `split_kernel`."""
+        if self.interleaved:
+            return kernel_GOD.permute(1, 2, 0).reshape(shape)
+        split = kernel_GOD.reshape(self.groups, -1, *kernel_GOD.shape[1:])
+        return split.transpose(1, 2).reshape(shape)
+
+
+def patch_columns(
+    x: Tensor,
+    kernel_size: tuple[int, int],
+    step: tuple[int, int],
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """Patches on a grid of ``step`` pixels, one per column.
+
+    Args:
+        x: Activation, (N, C, H, W).
+        kernel_size: Taps, (height, width).
+        step: Distance between patches in pixels of ``x``, (vertical, horizontal).
+        padding: Zeros on each side; they are part of the patches.
+        dilation: Distance between taps.
+
+    Returns:
+        (C x taps, S): row c * taps + a * width + b holds channel c at tap (a, b).
+    """
+    if kernel_size == (1, 1):
+        if padding != (0, 0):
+            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+        return x[:, :, :: step[0], :: step[1]].transpose(0, 1).flatten(1)
+    columns: Tensor = F.unfold(x, kernel_size, dilation, padding, step)
+    return columns.transpose(0, 1).flatten(1)
+
+
+def flat_columns(x: Tensor, step: int) -> Tensor:
+    """Every ``step``-th pixel of the flattened batch, as the released 1x1 layers sample.
+
+    (N, C, H, W) -> (C, S).  Runs through the batch in the order image, row, column, so the sampled
+    pixels form stripes that depend on ``W mod step`` and on the place of an image in the batch.
+    """
+    return x.transpose(0, 1).flatten(1)[:, ::step]
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and covariance over the last dimension; the backward is one product."""
+
+    @staticmethod
+    def forward(ctx: Any, samples: Tensor) -> tuple[Tensor, Tensor]:
+        mean = samples.mean(-1)
+        centred = samples - mean[..., None]
+        covariance = centred @ centred.mT / samples.shape[-1]
+        ctx.save_for_backward(centred)
+        return mean, covariance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_mean: Tensor, grad_covariance: Tensor) -> Tensor:
+        # The path through the centring vanishes: the centred samples sum to zero.
+        (centred,) = ctx.saved_tensors
+        both = grad_covariance + grad_covariance.mT
+        grad: Tensor = both @ centred
+        grad += grad_mean[..., None]
+        return grad.div_(centred.shape[-1])
+
+
+def moments(columns: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of each block, in the precision of ``columns``.
+
+    Args:
+        columns: (C x taps, S).
+        blocks: Layout of the columns and what the blocks share.
+
+    Returns:
+        Mean (1 or G, D), covariance (M, D, D) with divisor S (not S - 1).
+    """
+    split_GDS = blocks.split(columns)
+    if blocks.share == "both":
+        split_GDS = split_GDS.transpose(0, 1).reshape(1, blocks.size, -1)
+    mean, covariance = _Moments.apply(split_GDS)
+    if blocks.share == "root":
+        covariance = covariance.mean(0, keepdim=True)
+    return mean, covariance
+
+
+def shrink(covariance: Tensor, amount: float) -> Tensor:
+    """Pull a covariance (..., D, D) towards ``trace / D`` times the identity; amount in 0..1."""
+    variance = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    return (1 - amount) * covariance + amount * variance[..., None, None] * identity
+
+
+def inverse_root(covariance: Tensor, n_iter: int = 5, backend: Backend = "auto") -> Tensor:
+    """Truncated inverse square root: ``n_iter`` Newton-Schulz steps on the Frobenius-scaled matrix.
+
+    Args:
+        covariance: Symmetric positive semidefinite, (..., D, D), float32 or float64, finite.
+        n_iter: Newton-Schulz steps; the released code uses 5, and 15 in the first layer.
+        backend: "newton_schulz" iterates; "eigh" applies the same scalar function to eigenvalues;
+            "auto" takes the faster for the device and size.  All agree to rounding.
+
+    Returns:
+        D, same shape and precision.
+
+    Source: Ye et al. 2020, Algorithm 1.  Backward: the Frechet derivative in product form, and for
+    "eigh" divided differences (Daleckii-Krein), neither of which assumes convergence.
+    """
+    if backend == "auto":
+        backend = _fastest_backend(covariance, n_iter)
+    dtype = covariance.dtype
+    if n_iter > MAX_STEPS_IN_SINGLE and covariance.device.type != "mps":
+        covariance = covariance.double()
+    function = _EighRoot if backend == "eigh" else _NewtonSchulzRoot
+    root: Tensor = function.apply(covariance, n_iter)
+    return root.to(dtype)
+
+
+def _fastest_backend(covariance: Tensor, n_iter: int) -> Backend:
+    """The decomposition for single large matrices on CPU, products everywhere else."""
+    threshold = EIGH_FROM_SIZE if n_iter <= MAX_STEPS_IN_SINGLE else EIGH_FROM_SIZE_MANY_STEPS
+    large = covariance.device.type == "cpu" and covariance.shape[-1] >= threshold
+    return "eigh" if large else "newton_schulz"
+
+
+def frobenius_norm(matrix: Tensor) -> Tensor:
+    """Frobenius norm (..., 1, 1) whose squares neither overflow nor vanish in float32."""
+    largest = matrix.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
+    norm: Tensor = torch.linalg.matrix_norm(matrix / largest, keepdim=True)
+    return largest * norm.clamp_min(1.0)
+
+
+def _grad_of_scaled(grad_B: Tensor, scale: Tensor, covariance: Tensor, inner: Tensor) -> Tensor:
+    """Gradient by A of ``s**-0.5 f(A / s)`` from that by ``B = A / s``, s the Frobenius norm.
+
+    ``inner`` is <sym G, f(B)> / sqrt(s), the change of the prefactor; shapes (..., 1, 1).
+    """
+    unit = covariance / scale
+    through_norm = (grad_B * unit).sum((-2, -1), keepdim=True)
+    return (grad_B - unit * (0.5 * inner + through_norm)) / scale
+
+
+class _NewtonSchulzRoot(torch.autograd.Function):
+    """M/X form: M = B, X = I; repeat T = (3I - M)/2, X <- X T, M <- T M T.  3(n_iter - 1) products.
+
+    Unlike the Y/Z form of the released code it survives symmetrising and needs no first X product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, covariance: Tensor, n_iter: int) -> Tensor:
+        scale = frobenius_norm(covariance)
+        m = covariance / scale
+        x = None
+        saved = [covariance, scale]
+        for step in range(n_iter):
+            t = _half_of_three_minus(m)
+            if step < n_iter - 1:
+                s = t @ m
+                saved += [m, s] if x is None else [m, s, x]
+                x = t if x is None else x @ t
+                m = s @ t
+            else:
+                saved += [m] if x is None else [m, x]
+                x = t if x is None else x @ t
+        assert x is not None, "n_iter is checked by the layers"
+        ctx.n_iter = n_iter
+        ctx.save_for_backward(*saved, x)
+        return x * scale.rsqrt()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        covariance, scale, *steps, result = ctx.saved_tensors
+        grad = 0.5 * scale.rsqrt() * (grad + grad.mT)
+        inner = (grad * result).sum((-2, -1), keepdim=True)
+        grad_m, grad_x = grad, None
+        for step in range(ctx.n_iter):
+            last = step == ctx.n_iter - 1
+            m, steps = steps[0], steps[1:]
+            if not last:
+                s, steps = steps[0], steps[1:]
+            if step > 0:
+                x, steps = steps[0], steps[1:]
+            t = _half_of_three_minus(m)
+            grad_t = -0.5 * grad_m
+            grad_x = grad_t if grad_x is None else grad_x @ t + x @ grad_t
+            if not last:
+                q = grad_t @ s
+                grad_m = t @ grad_m @ t + q + q.mT
+        assert grad_x is not None
+        grad_B = 0.5 * (grad_x + grad_x.mT)
+        return _grad_of_scaled(grad_B, scale, covariance, inner), None
+
+
+def _half_of_three_minus(m: Tensor) -> Tensor:
+    t = -0.5 * m
+    t.diagonal(dim1=-2, dim2=-1).add_(1.5)
+    return t
+
+
+class _EighRoot(torch.autograd.Function):
+    """The same polynomial on eigenvalues; no 1/sqrt appears, so it needs no eigenvalue floor."""
+
+    @staticmethod
+    def forward(ctx: Any, covariance: Tensor, n_iter: int) -> Tensor:
+        scale = frobenius_norm(covariance)
+        values, vectors = torch.linalg.eigh(covariance / scale)
+        values = values.clamp_min(0)  # rounding can leave -1e-7
+        gain = newton_schulz_gain(values, n_iter)
+        ctx.n_iter = n_iter
+        ctx.save_for_backward(covariance, scale, values, vectors, gain)
+        root: Tensor = (vectors * gain[..., None, :]) @ vectors.mT * scale.rsqrt()
+        return root
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        covariance, scale, values, vectors, gain = ctx.saved_tensors
+        grad = 0.5 * scale.rsqrt() * (grad + grad.mT)
+        in_basis = vectors.mT @ grad @ vectors
+        inner = (in_basis.diagonal(dim1=-2, dim2=-1) * gain).sum(-1)[..., None, None]
+        grad_B = vectors @ (in_basis * divided_differences(values, ctx.n_iter)) @ vectors.mT
+        return _grad_of_scaled(grad_B, scale, covariance, inner), None
+
+
+def newton_schulz_gain(values: Tensor, n_iter: int) -> Tensor:
+    """What ``n_iter`` steps multiply each eigenvalue's direction by; any shape, values in 0..1.
+
+    The standard deviation after whitening is ``sqrt(l) * gain(l)``, at most 1; ``gain(0)`` is
+    ``1.5**n_iter``.
+    """
+    m, x = values, torch.ones_like(values)
+    for _ in range(n_iter):
+        t = 1.5 - 0.5 * m
+        x, m = x * t, m * t * t
+    return x
+
+
+def divided_differences(values: Tensor, n_iter: int) -> Tensor:
+    """``(gain(a) - gain(b)) / (a - b)`` for all pairs, the derivative on the diagonal.
+
+    (..., D) -> (..., D, D).  Carried through the recurrence by the product rule
+    ``[pq] = p_i [q] + [p] q_j``: the quotient itself loses all digits for close eigenvalues.
+    """
+    shape = (*values.shape, values.shape[-1])
+    m, x = values, torch.ones_like(values)
+    diff_m, diff_x = values.new_ones(shape), values.new_zeros(shape)
+    for _ in range(n_iter):
+        t = 1.5 - 0.5 * m
+        u = t * m
+        diff_t = -0.5 * diff_m
+        diff_x = x[..., :, None] * diff_t + diff_x * t[..., None, :]
+        diff_m = t[..., :, None] * diff_m * t[..., None, :]
+        diff_m += diff_t * (u[..., :, None] + u[..., None, :])
+        x, m = x * t, u * t
+    return 0.5 * (diff_x + diff_x.mT)
+
+
+def merge(
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    root: Tensor,
+    blocks: Blocks,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of the plain convolution that whitens each patch and then convolves.
+
+    ``w D (u - mean) + b  =  (w D) u + (b - w D mean)``, block by block.
+
+    Args:
+        weight: (O, C / groups, ...), any layout that flattens to columns, channel slowest.
+        bias: (O,) or None, which counts as zero: the shift by the mean always needs a bias.
+        mean: (1 or G, D).
+        root: (M, D, D).
+        blocks: Layout.
+        dtype: What the convolution will compute in.  The kernel is rounded first and the bias
+            follows the rounded kernel: with a mean of 8 standard deviations and bfloat16 that makes
+            the output eight times more accurate than a bias from the exact kernel.
+
+    Returns:
+        Kernel in the shape of ``weight``, in ``dtype``; bias (O,) in the precision of ``root``.
+    """
+    weight_GOD = blocks.split_kernel(weight.to(root.dtype))
+    if len(root) == 1:
+        kernel_GOD = (weight_GOD.reshape(-1, blocks.size) @ root[0]).view(weight_GOD.shape)
+    else:
+        kernel_GOD = torch.bmm(weight_GOD, root)
+    kernel_GOD = kernel_GOD.to(dtype or root.dtype)
+    shift_GO = (kernel_GOD.to(root.dtype) @ mean[..., None]).squeeze(-1)
+    shift = shift_GO.view(blocks.groups, -1, shift_GO.shape[-1]).sum(1).flatten()
+    kernel = blocks.join_kernel(kernel_GOD, weight.shape)
+    return kernel, -shift if bias is None else bias.to(root.dtype) - shift
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of ``number`` that is at most ``limit``."""
+    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
+
+
+def released_block(channels: int, block: int, groups: int) -> int:
+    """Channels per block by the released rule: whole groups, else gcd with the wanted size."""
+    if groups > 1:
+        return channels // groups
+    return channels if block > channels else math.gcd(block, channels)
