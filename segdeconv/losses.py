@@ -34,13 +34,12 @@ IGNORE_INDEX = 255  # unlabelled pixels in Cityscapes' train ids, and nearly eve
 
 
 def _in_full_precision(loss: Loss) -> Loss:
-    """Run ``loss`` on fp32 (or float64) logits with autocast off."""
+    """Run ``loss`` on fp32 logits, or float64 where they are; autocast casts none of it down."""
 
     @functools.wraps(loss)
     def run(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        with torch.autocast(logits.device.type, enabled=False):
-            return loss(wide, target, **options)
+        return loss(wide, target, **options)
 
     return cast(Loss, run)
 

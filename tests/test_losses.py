@@ -161,6 +161,12 @@ def test_ignored_pixels_have_no_influence(loss, weights):
     assert not gradient.movedim(1, -1)[target == 255].any()
 
 
+def test_only_the_proportions_of_class_weights_matter(loss):
+    logits, target = batch()
+    small = loss(logits, target, class_weights=WEIGHTS * 1e-4)
+    torch.testing.assert_close(small, loss(logits, target, class_weights=WEIGHTS))
+
+
 def test_an_ignore_index_inside_the_class_range_is_ignored_too(loss):
     logits, target = batch()
     inside = target.where(target != 2, 255)
