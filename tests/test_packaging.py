@@ -1,16 +1,18 @@
 """The metadata says what the files hold, and README's commands are those that are tested."""
 
+import ast
 import configparser
 import re
 import runpy
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import segdeconv
@@ -46,6 +48,30 @@ def test_the_lowest_version_that_gets_tested_is_the_lower_bound(requirement):
     assert pinned.name == Requirement(requirement).name
     assert pinned.extras == Requirement(requirement).extras
     assert str(pinned.specifier) == f"=={bounds(requirement)['>=']}"
+
+
+def libraries_imported(folder):
+    """Top-level names of all that the modules in ``folder`` import from outside."""
+    names = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+    return names - set(sys.stdlib_module_names) - {"segdeconv"}
+
+
+@pytest.mark.parametrize("folder", ["segdeconv", "tools"])
+def test_what_is_imported_is_a_declared_dependency_not_a_dependency_of_one(folder):
+    wanted = {canonicalize_name(Requirement(requirement).name) for requirement in REQUIREMENTS}
+    providers = packages_distributions()
+    undeclared = [
+        name
+        for name in sorted(libraries_imported(folder))
+        if not wanted & {canonicalize_name(provider) for provider in providers.get(name, [])}
+    ]
+    assert undeclared == []
 
 
 def test_the_extras_are_dev_and_export():
