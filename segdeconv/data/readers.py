@@ -1,0 +1,113 @@
+"""Images and label maps from files, exactly or not at all.
+
+Both come through Pillow.  OpenCV turns palette PNGs into three channels or wrong grey values, and
+hands back the upper part of a truncated PNG as if nothing were missing.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from segdeconv.data.labels import LabelSet
+
+ImageArray = NDArray[np.uint8]  # (H, W, 3), red green blue
+LabelArray = NDArray[np.uint8]  # (H, W)
+
+# Modes in which a pixel is one whole number: bilevel, grey, palette index, 16 and 32 bit.
+LABEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
+DEEP_MODES = ("I;16", "I;16B", "I", "F")  # Pillow clips these to white when it makes RGB of them
+
+
+def _load(path: Path) -> Image.Image:
+    """The decoded image; a file that is missing, damaged or cut short is a ``ValueError``."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; it may have been moved or deleted") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # One line, so that the sentence survives the traceback of a data loader's worker.
+        reason = " ".join(str(error).split()).replace(f" '{path}'", "").replace(str(path), "file")
+        raise ValueError(
+            f"cannot read {path} ({reason}); it is damaged, cut short or no image: copy it again"
+        ) from error
+    return image
+
+
+def read_image(path: str | Path) -> ImageArray:
+    """Read an 8 bit image of any colour mode.
+
+    Turned upright where the file says so (EXIF), because labelling tools show it that way too.
+
+    Returns:
+        (H, W, 3) uint8, red green blue.
+
+    Raises:
+        ValueError: The file cannot be read to its end, or has more than 8 bits per channel.
+    """
+    path = Path(path)
+    image = _load(path)
+    if image.mode in DEEP_MODES:
+        raise ValueError(
+            f"{path} has the mode {image.mode}, more than 8 bits per channel; convert it to 8 bits"
+        )
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def read_labels(path: str | Path) -> LabelArray:
+    """Read a label map: the stored numbers, of a palette image the indices.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        ValueError: The file cannot be read to its end, holds colours instead of ids, was compressed
+            with loss, or holds an id above 255.
+    """
+    path = Path(path)
+    image = _load(path)
+    if image.format == "JPEG":
+        raise ValueError(f"{path} is a JPEG, which alters ids; save label maps as PNG")
+    if image.mode not in LABEL_MODES:
+        raise ValueError(
+            f"{path} holds colours (mode {image.mode}), not ids; convert it to a grey or palette "
+            f"PNG in which each pixel is the id of its class"
+        )
+    labels = np.array(image)
+    if labels.dtype != np.uint8:
+        if labels.min() < 0 or labels.max() > 255:
+            worst = labels.max() if labels.max() > 255 else labels.min()
+            raise ValueError(
+                f"{path} holds the value {worst}; ids go from 0 to 255, so this may be an instance "
+                f"map: pass the label map"
+            )
+        labels = labels.astype(np.uint8)
+    return labels
+
+
+def to_train_ids(ids: LabelArray, label_set: LabelSet, path: Path, hint: str) -> LabelArray:
+    """Map the ids of a label file to train ids.
+
+    Args:
+        ids: (H, W) uint8, as read from the file.
+        label_set: What the ids mean.
+        path: The file, for the message.
+        hint: What to do about an id that has no meaning.
+
+    Raises:
+        ValueError: The file holds an id that the label set does not know.
+    """
+    if cv2.LUT(ids, label_set.is_unknown).any():
+        values, counts = np.unique(ids, return_counts=True)
+        unknown = [n for n, value in enumerate(values) if label_set.is_unknown[value]]
+        names = label_set.class_names
+        listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise ValueError(
+            f"{path} holds the value {values[unknown[0]]} in {counts[unknown[0]]} of {ids.size} "
+            f"pixels, but the label set {label_set.name} has the ids {label_set.describe_ids()} "
+            f"({listed}); {hint}"
+        )
+    return np.asarray(cv2.LUT(ids, label_set.id_to_train))
