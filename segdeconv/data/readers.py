@@ -54,7 +54,9 @@ def read_image(path: str | Path) -> ImageArray:
         raise ValueError(
             f"{path} has the mode {image.mode}, more than 8 bits per channel; convert it to 8 bits"
         )
-    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    # Both would copy the image even where nothing is to be done.
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_labels(path: str | Path) -> LabelArray:

@@ -199,7 +199,7 @@ class ClassBalancedCrop(A.DualTransform):  # type: ignore[misc]
 
     def _is_balanced(self, labels: Pixels) -> bool:
         # OpenCV's histogram of 512x1024 labels takes 0.1 ms, numpy's bincount 2.
-        counts = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256])[:, 0]
+        counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()
         counts[self.fill_mask] = 0
         several = np.count_nonzero(counts) > 1
         return bool(several and counts.max() < self.max_ratio * counts.sum())
@@ -312,8 +312,9 @@ def train_transform(
 ) -> Pipeline:
     """The recipe of mmsegmentation: scale, crop, flip, distort the colours, normalise, pad.
 
-    Padding comes last, so that it is the mean colour exactly, as in mmsegmentation; before the
-    normalisation, zeros would be black (-2.1).
+    Labels are scaled by OpenCV's exact nearest neighbour; its older one, which is the default,
+    shifts them against the image by up to half a pixel.  Padding comes last, so that it is the mean
+    colour exactly, as in mmsegmentation; before the normalisation, zeros would be black (-2.1).
 
     Args:
         crop_size: Height and width of what the network sees; None: all of the scaled image.
@@ -324,10 +325,18 @@ def train_transform(
         mean: Mean of each channel, of values from 0 to 1.
         std: Standard deviation of each channel, of values from 0 to 1.
         extra: More albumentations transforms, of images in 0..255, done before the normalisation.
+
+    Raises:
+        ValueError: A size is below 1, or the range of the scale is no range above 0.
     """
+    if not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale={list(scale)}: expected two factors above 0, smaller one first")
+    if crop_size is not None and min(crop_size) < 1:
+        raise ValueError(f"crop_size={list(crop_size)}: expected height and width in pixels")
     steps: list[Transform] = []
     if tuple(scale) != (1, 1):
-        steps.append(A.RandomScale(scale_limit=(scale[0] - 1, scale[1] - 1), p=1.0))
+        limit = (scale[0] - 1, scale[1] - 1)
+        steps.append(A.RandomScale(limit, mask_interpolation=cv2.INTER_NEAREST_EXACT, p=1.0))
     if crop_size is not None:
         height, width = crop_size
         steps.append(ClassBalancedCrop(height, width, max_class_ratio, pad_if_needed=False))
@@ -363,7 +372,11 @@ def released_transform(
     sides = list(range(shorter_side[0], shorter_side[1] + 1))
     return compose(
         [
-            A.SmallestMaxSize(max_size=sides, area_for_downscale="image"),
+            A.SmallestMaxSize(
+                max_size=sides,
+                mask_interpolation=cv2.INTER_NEAREST_EXACT,
+                area_for_downscale="image",
+            ),
             A.HorizontalFlip(p=flip),
             _pad_to(crop_size),  # black, since it comes before the normalisation
             A.RandomCrop(*crop_size),

@@ -1,0 +1,65 @@
+"""Anyone's own data: a folder of images, a folder of label maps, and a file that names the classes.
+
+::
+
+    my_streets/
+        classes.yaml                  see `segdeconv.data.labels.load_label_set`
+        train/images/0001.jpg         png, jpg, webp, tif, bmp; any size, sub-folders if you like
+        train/masks/0001.png          one number per pixel: the id of its class
+        val/images/..., val/masks/...
+"""
+
+from pathlib import Path
+
+from segdeconv.data.labels import load_label_set
+from segdeconv.data.pairs import PairedImages, Transform, match_by_stem
+from segdeconv.data.readers import LabelArray, read_labels, to_train_ids
+
+
+class FolderDataset(PairedImages):
+    """Images and label maps that have the same name without the ending.
+
+    Args:
+        root: Folder that holds all of it.
+        split: Put in the place of ``{split}`` below.  Images of "test" may be without label maps.
+        classes: File that names the classes; default: ``classes.yaml`` in the root.
+        transform: See `PairedImages`.
+        images: Folder of the images, in the root.
+        masks: Folder of the label maps, in the root.
+        names: File in the root with one image name per line, such as "{split}.txt", for splits that
+            share their folders; default: every image.
+        mask_suffix: What a label map's name has behind the image's, such as "_mask".
+
+    Raises:
+        ValueError: A folder or the classes file is missing, or images lack their label maps.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        classes: str | Path | None = None,
+        transform: Transform | None = None,
+        images: str = "{split}/images",
+        masks: str = "{split}/masks",
+        names: str | None = None,
+        mask_suffix: str = "",
+    ) -> None:
+        root = Path(root).expanduser()
+        if not root.is_dir():
+            raise ValueError(f"the data folder {root} does not exist")
+        self.classes_path = Path(classes).expanduser() if classes else root / "classes.yaml"
+        label_set = load_label_set(self.classes_path)
+        pairs = match_by_stem(
+            root / images.format(split=split),
+            root / masks.format(split=split),
+            root / names.format(split=split) if names else None,
+            mask_suffix=mask_suffix,
+            labelled=split != "test",
+        )
+        super().__init__(label_set, *pairs, transform)
+
+    def read_mask(self, path: Path) -> LabelArray:
+        """Train ids (H, W) of one label file."""
+        hint = f"add it to a class or to ignore_ids in {self.classes_path}, or check the file"
+        return to_train_ids(read_labels(path), self.label_set, path, hint)
