@@ -309,6 +309,9 @@ class _EighRoot(torch.autograd.Function):
         return _grad_of_scaled(grad_B, scale, covariance, inner), None
 
 
+# The two recurrences below are opaque to torch.compile: its fusion writes each step's expression
+# out in the next one's, which doubles it step by step; 15 steps did not compile in 10 minutes.
+@torch.library.custom_op("segdeconv::newton_schulz_gain", mutates_args=())
 def newton_schulz_gain(values: Tensor, n_iter: int) -> Tensor:
     """What ``n_iter`` steps multiply each eigenvalue's direction by; any shape, values in 0..1.
 
@@ -322,6 +325,12 @@ def newton_schulz_gain(values: Tensor, n_iter: int) -> Tensor:
     return x
 
 
+@newton_schulz_gain.register_fake
+def _(values: Tensor, n_iter: int) -> Tensor:
+    return torch.empty_like(values)
+
+
+@torch.library.custom_op("segdeconv::divided_differences", mutates_args=())
 def divided_differences(values: Tensor, n_iter: int) -> Tensor:
     """``(gain(a) - gain(b)) / (a - b)`` for all pairs, the derivative on the diagonal.
 
@@ -340,6 +349,11 @@ def divided_differences(values: Tensor, n_iter: int) -> Tensor:
         diff_m += diff_t * (u[..., :, None] + u[..., None, :])
         x, m = x * t, u * t
     return 0.5 * (diff_x + diff_x.mT)
+
+
+@divided_differences.register_fake
+def _(values: Tensor, n_iter: int) -> Tensor:
+    return values.new_empty(*values.shape, values.shape[-1])
 
 
 def merge(
