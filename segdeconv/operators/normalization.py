@@ -26,7 +26,7 @@ def without_batchnorm(norm: _BatchNorm) -> nn.Module:
     Both keep their names, so a parameter of the activation keeps its key.
     """
     if not fuses_activation(norm):
-        return nn.Identity()
+        return nn.Identity().train(norm.training)
     rest = nn.Sequential(
         OrderedDict(drop=cast(nn.Module, norm.drop), act=cast(nn.Module, norm.act))
     )
@@ -35,6 +35,8 @@ def without_batchnorm(norm: _BatchNorm) -> nn.Module:
 
 def sync_batchnorm(norm: _BatchNorm) -> nn.Module:
     """The same batch norm with statistics over all processes; equal to it on one process."""
+    if isinstance(norm, nn.SyncBatchNorm):
+        return norm
     # Here, so that importing an operator does not load timm.  torch's own converter would lose the
     # activation of a BatchNormAct2d: the logits of unet/tu-efficientnet_b0 changed by 39.
     from timm.layers import convert_sync_batchnorm
