@@ -1,4 +1,4 @@
-"""The whitening mathematics against literal float64 versions, parity vectors and finite differences."""
+"""Whitening mathematics against literal float64 code, parity vectors, finite differences."""
 
 from pathlib import Path
 

@@ -369,7 +369,7 @@ class DeconvTranspose2d(WhitenedLayer, nn.ConvTranspose2d):
     def _merge(self, mean: Tensor, root: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         weight = self._turned(self.effective_weight())
         kernel, bias = merge(weight, self.bias, mean, root, self.blocks, dtype)
-        return self._turned(kernel), bias
+        return self._turned(kernel), bias.to(dtype)
 
     def _turned(self, weight: Tensor) -> Tensor:
         """(C, O / groups, h, w), this layer's <-> (O, C / groups, h, w), the ordinary one's."""

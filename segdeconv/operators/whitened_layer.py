@@ -191,7 +191,10 @@ class WhitenedLayer(nn.Module):
         raise NotImplementedError
 
     def _merge(self, mean: Tensor, root: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return merge(self.effective_weight(), self.bias, mean, root, self.blocks, dtype)
+        """Kernel and bias of the plain layer, both in ``dtype``."""
+        weight = self.effective_weight()
+        kernel, bias = merge(weight, self.bias, mean, root, self.blocks, dtype)
+        return kernel, bias.to(dtype)
 
     def _kernel_and_bias(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Kernel and bias for this input: by batch statistics in training, else by running ones."""
@@ -199,8 +202,7 @@ class WhitenedLayer(nn.Module):
         if not self.training:
             return self._running_kernel_and_bias(dtype)
         with torch.autocast(x.device.type, enabled=False):
-            mean, root = self._batch_statistics(x)
-            return self._merge(mean, root, dtype)
+            return self._merge(*self._batch_statistics(x), dtype)
 
     def _running(self) -> tuple[Tensor, Tensor]:
         """Running mean (1 or G, D) and roots (M, D, D), as copies.
@@ -285,8 +287,7 @@ class WhitenedLayer(nn.Module):
 
     def _merge_running(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.running_mean.device.type, enabled=False):
-            kernel, bias = self._merge(*self._running(), dtype)
-            return kernel, bias.to(dtype)
+            return self._merge(*self._running(), dtype)
 
     def train(self, mode: bool = True) -> Any:
         """As `nn.Module.train`; a change of mode also drops the merged kernel.
