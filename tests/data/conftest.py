@@ -51,3 +51,16 @@ def cityscapes(tmp_path, random_image, random_ids):
                 write_png(tmp_path / f"gtFine/{folder}/{name}_gtFine_labelIds.png", ids)
                 write_png(tmp_path / f"gtFine/{folder}/{name}_gtFine_color.png", image)
     return tmp_path
+
+
+@pytest.fixture
+def data_folder():
+    """A data set below ``data/``; the test is skipped where it is not laid out."""
+
+    def find(name):
+        folder = Path(__file__).parents[2] / "data" / name
+        if not folder.is_dir():
+            pytest.skip(f"{folder} is not laid out")
+        return folder
+
+    return find
