@@ -1,0 +1,327 @@
+"""Loaders whose order and augmentations are a function of (seed, epoch, image) alone.
+
+Every sample travels through the loader with its own seed, so a run repeats bit for bit whatever
+the number of workers, and resumes at any step as if it had never stopped. albumentations' own
+generators would give each worker, and each epoch, the same augmentations (its issue 2473).
+
+Evaluation gives process r the images r, r + world, …: nothing is counted twice. Lightning's own
+sampler pads, and counted 5 images as 6 with two processes.
+"""
+
+import inspect
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from segdeconv.data import DATASETS
+from segdeconv.data.labels import LabelSet
+from segdeconv.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Pixels,
+    Transform,
+    compose,
+    eval_transform,
+    released_transform,
+    train_transform,
+)
+
+
+def mix_seeds(*seeds: int) -> int:
+    """One 32-bit seed from several numbers; near inputs give unrelated outputs."""
+    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
+
+
+class TrainSampler(Sampler[tuple[int, int]]):
+    """(index, augmentation seed) of each sample of an epoch, in an order drawn from the seed.
+
+    Args:
+        length: Samples in the data set.
+        batch_size: Samples per step of one process; a last, smaller step is left out.
+        seed: Seed of the run.
+        rank: This process.
+        world_size: Number of processes; together they see each sample at most once per epoch.
+
+    Raises:
+        ValueError: If the samples do not fill one step.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.steps = length // (batch_size * world_size)
+        if not self.steps:
+            raise ValueError(
+                f"{length} training images do not fill one step of {world_size} x {batch_size}; "
+                "lower data.batch_size"
+            )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.skip = (0, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def start_at(self, epoch: int, step: int) -> None:
+        """Leave out the first ``step`` steps of ``epoch``: a resumed run has seen them."""
+        self.epoch = epoch
+        self.skip = (epoch, step)
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        mine = order[self.rank :: self.world_size][: len(self)]
+        first = self.skip[1] * self.batch_size if epoch == self.skip[0] else 0
+        for index in mine[first:]:
+            yield index, mix_seeds(self.seed, epoch, index)
+
+
+class EvalSampler(Sampler[tuple[int, int]]):
+    """(index, 0) of every ``world_size``-th sample from ``rank`` on, none twice."""
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(index, 0) for index in self.indices])
+
+
+class SeededSamples(Dataset[dict[str, Any]]):
+    """A data set that is asked for (index, seed), and draws its augmentation from that seed."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, seed = key
+        self.dataset.transform.set_random_seed(seed)
+        return self.dataset[index]  # type: ignore[no-any-return]
+
+
+class Resized:
+    """A transform of images that are first resized to (height, width), bilinear.
+
+    Args:
+        size: Height and width that images get.
+        transform: What follows.
+        masks: Whether masks are resized too (nearest), as training wants; in evaluation they stay
+            as they are, and the logits are resized to them.
+    """
+
+    def __init__(self, size: Sequence[int], transform: Any, masks: bool) -> None:
+        self.size, self.transform, self.masks = size, transform, masks
+
+    def set_random_seed(self, seed: int) -> None:
+        """Seed what follows."""
+        self.transform.set_random_seed(seed)
+
+    def __call__(self, *, image: Pixels, mask: Pixels) -> dict[str, Tensor]:
+        """Resize an image (H, W, 3) uint8 with its labels (H, W) uint8, and transform it."""
+        width_height = self.size[1], self.size[0]
+        shrinks = self.size[0] < image.shape[0]
+        image = cv2.resize(
+            image, width_height, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        )
+        small = cv2.resize(mask, width_height, interpolation=cv2.INTER_NEAREST_EXACT)
+        sample: dict[str, Tensor] = self.transform(image=image, mask=small)
+        return sample if self.masks else {**sample, "mask": torch.from_numpy(mask).long()}
+
+
+def init_worker(worker_id: int) -> None:
+    """Set up a loader's process: one thread, and Ctrl-C is the main process's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+
+
+class SegmentationData(LightningDataModule):
+    """The data: which set, how it is augmented, how it is loaded.
+
+    Args:
+        dataset: Data set by name: cityscapes, camvid, folder, synthetic.
+        root: Its folder; null where it needs none.
+        options: Further arguments of the data set.
+        train_split: Split to train on.
+        val_split: Split to validate on.
+        batch_size: Training images per step and process.
+        val_batch_size: Validation images per forward; above 1, all must have one size.
+        num_workers: Loader processes; null: one per processor core, 8 at most.
+        resize: Height and width that images are resized to first; null: as they are. Labels of
+            the validation keep their size, and the logits are resized to them.
+        val_resize: The same for validation alone; null: as `resize`.
+        crop_size: Height and width of the training crop; null: the whole image.
+        scale: Range of the random scale before the crop.
+        shorter_side: Range of the random length of the shorter side, in place of `scale`,
+            `max_class_ratio` and `photometric`: the transform of the released code.
+        flip: Probability of a horizontal flip.
+        max_class_ratio: Largest share of one class in a crop (11 draws at most).
+        photometric: Whether to distort brightness, contrast, saturation and hue.
+        mean: Mean of each channel, of values in 0 to 1.
+        std: Standard deviation of each channel.
+        train_transforms: albumentations transforms in place of those that crop_size to
+            photometric describe; normalising included, the tensor is made after them.
+        seed: Seed of order and augmentations (in a config: the key `seed`).
+    """
+
+    def __init__(
+        self,
+        dataset: str = "synthetic",
+        root: str | None = None,
+        options: dict[str, Any] | None = None,
+        train_split: str = "train",
+        val_split: str = "val",
+        batch_size: int = 8,
+        val_batch_size: int = 1,
+        num_workers: int | None = None,
+        resize: tuple[int, int] | None = None,
+        val_resize: tuple[int, int] | None = None,
+        crop_size: tuple[int, int] | None = (512, 1024),
+        scale: tuple[float, float] = (0.5, 2.0),
+        shorter_side: tuple[int, int] | None = None,
+        flip: float = 0.5,
+        max_class_ratio: float = 0.75,
+        photometric: bool = True,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        train_transforms: list[Transform] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dataset, self.root, self.options = dataset, root, options or {}
+        self.splits = {"train": train_split, "val": val_split}
+        self.batch_size, self.val_batch_size, self.seed = batch_size, val_batch_size, seed
+        self.num_workers = _workers() if num_workers is None else num_workers
+        self._resize, self._val_resize = resize, val_resize or resize
+        self._batches_done = 0
+        self._normalise = {"mean": mean, "std": std}
+        self._augment: dict[str, Any] = {"crop_size": crop_size, "flip": flip, **self._normalise}
+        self._scale: dict[str, Any] = {
+            "scale": scale,
+            "max_class_ratio": max_class_ratio,
+            "photometric": photometric,
+        }
+        self._shorter_side = shorter_side
+        self._train_transforms = train_transforms
+
+    @cached_property
+    def train_set(self) -> Any:
+        """The training split, augmented."""
+        return self.open(self.splits["train"], self._train_transform())
+
+    @cached_property
+    def val_set(self) -> Any:
+        """The validation split, its labels at their original size."""
+        return self.open(self.splits["val"], self._eval_transform())
+
+    @property
+    def label_set(self) -> LabelSet:
+        """Classes of the data set."""
+        return self.val_set.label_set  # type: ignore[no-any-return]
+
+    def open(self, split: str, transform: Any) -> Any:
+        """One split of the data set.
+
+        Raises:
+            ValueError: If the data set does not exist, or does not know an option.
+        """
+        kind = DATASETS[self.dataset]
+        arguments = {**self.options, **({} if self.root is None else {"root": self.root})}
+        parameters = inspect.signature(kind).parameters
+        known = [name for name in parameters if name not in ("transform", "split")]
+        for name in arguments:
+            if name not in known:
+                key = "data.root" if name == "root" else f"data.options.{name}"
+                near = get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ";"
+                raise ValueError(
+                    f"{key}: data set {self.dataset!r} has no such option{hint} "
+                    f"it takes {', '.join(known)}"
+                )
+        needs_root = "root" in known and parameters["root"].default is inspect.Parameter.empty
+        if needs_root and "root" not in arguments:
+            raise ValueError(f"data set {self.dataset!r} needs its folder; give --data.root FOLDER")
+        return kind(split=split, transform=transform, **arguments)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Shuffled, augmented batches of one size."""
+        sampler = TrainSampler(len(self.train_set), self.batch_size, self.seed, *_process())
+        epoch, step = divmod(self._batches_done, sampler.steps)
+        sampler.start_at(epoch, step)
+        return self._loader(self.train_set, sampler, self.batch_size, keep=True)
+
+    def val_dataloader(self, limit: int = 0) -> DataLoader[dict[str, Any]]:
+        """Validation images in order (the first ``limit``; 0: all), each in one process only."""
+        length = min(limit or len(self.val_set), len(self.val_set))
+        sampler = EvalSampler(length, *_process())
+        return self._loader(self.val_set, sampler, self.val_batch_size, keep=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Batches that training has taken so far, for a resume in mid-epoch."""
+        assert self.trainer is not None
+        return {"batches_done": self.trainer.fit_loop.epoch_loop.batch_progress.total.ready}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Start the loader behind those batches."""
+        self._batches_done = state_dict["batches_done"]
+
+    def _loader(
+        self, samples: Any, sampler: Sampler[Any], batch_size: int, keep: bool
+    ) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            SeededSamples(samples),
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            worker_init_fn=init_worker,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=keep and self.num_workers > 0,
+            # its own generator: a loader draws a seed from the global one whenever it starts
+            generator=torch.Generator(),
+        )
+
+    def _train_transform(self) -> Any:
+        if self._train_transforms is not None:
+            transform = compose(self._train_transforms)
+        elif self._shorter_side is not None:
+            transform = released_transform(shorter_side=self._shorter_side, **self._augment)
+        else:
+            transform = train_transform(**self._scale, **self._augment)
+        return Resized(self._resize, transform, masks=True) if self._resize else transform
+
+    def _eval_transform(self) -> Any:
+        transform = eval_transform(**self._normalise)
+        return Resized(self._val_resize, transform, masks=False) if self._val_resize else transform
+
+
+def _workers() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(8, cores or 1)
+
+
+def _process() -> tuple[int, int]:
+    """Rank and number of processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,109 @@
+"""Evaluate the network of a run: its config says what it is, its weights are numbers only."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from tqdm import tqdm
+
+from segdeconv.inference import evaluate
+from segdeconv.training.cli import ConfigParser
+from segdeconv.training.data_module import SegmentationData
+from segdeconv.training.run_folder import environment, read_weights
+from segdeconv.training.task import build_network
+
+
+def evaluate_run(
+    parser: ConfigParser, config: Namespace, folder: Path
+) -> tuple[str, dict[str, Any]]:
+    """Score the network that ``config`` describes, with weights out of ``folder``.
+
+    Args:
+        parser: What read the configuration.
+        config: A run's configuration, with checkpoint, split, limit, device, save_predictions.
+        folder: The run's folder.
+
+    Returns:
+        A table to print, and everything as JSON types.
+
+    Raises:
+        ValueError: If weights or data do not fit the configuration.
+    """
+    config.data.val_split = config.split or config.data.val_split
+    config.model.weights = None  # what training started from is in the run's weights
+    built = parser.instantiate(config)
+    data: SegmentationData = built.data
+    device = pick_device(config.device)
+    network = build_network(built.model, data.label_set)
+    path = checkpoint_path(folder, config.checkpoint)
+    load_exactly(network, path)
+    network.to(device).eval()
+    loader = data.val_dataloader(config.limit)
+    scores = evaluate(
+        network,
+        tqdm(loader, desc=config.data.val_split, unit="batch", disable=None),
+        data.label_set,
+        device,
+        Path(config.save_predictions) if config.save_predictions else None,
+    )
+    about = environment(config.seed)
+    record = {
+        "run": str(folder),
+        "weights": str(path),
+        "split": config.data.val_split,
+        "images": len(loader.sampler),  # type: ignore[arg-type]
+        "mode": "whole image",
+        "resize": config.data.val_resize or config.data.resize,
+        "precision": "float32",
+        "device": str(device),
+        "commit": about["commit"],
+        "versions": about["versions"],
+        **scores.to_dict(data.label_set.class_names),
+    }
+    return scores.table(data.label_set.class_names), record
+
+
+def checkpoint_path(folder: Path, checkpoint: str) -> Path:
+    """File that "best", "last" or a path stands for."""
+    if checkpoint == "best":
+        return folder / "weights.safetensors"
+    return folder / "checkpoints" / "last.ckpt" if checkpoint == "last" else Path(checkpoint)
+
+
+def load_exactly(network: torch.nn.Module, path: Path) -> None:
+    """Load weights that must fit in every name and shape.
+
+    Raises:
+        ValueError: If they are those of another network.
+    """
+    weights = read_weights(path)
+    own = network.state_dict()
+    missing = [name for name in own if name not in weights]
+    extra = [name for name in weights if name not in own]
+    other = [n for n in own if n in weights and own[n].shape != weights[n].shape]
+    if missing or extra or other:
+        first = (missing or extra or other)[0]
+        raise ValueError(
+            f"{path} does not fit the network of the config: {len(missing)} names missing, "
+            f"{len(extra)} unexpected, {len(other)} of another shape (first: {first}); "
+            "it belongs to another network"
+        )
+    network.load_state_dict(weights)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" takes a GPU if there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no device {name!r} here ({reason}); try --device cpu") from error
+    return device

@@ -1,0 +1,115 @@
+"""One progress bar over the whole run, and a line per validation."""
+
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from tqdm import tqdm
+
+from segdeconv.training.callbacks import epochs_trained
+from segdeconv.training.task import SegmentationTask
+
+
+class Progress(Callback):
+    """Show epoch, loss, learning rate, images per second and the time to the end.
+
+    In a terminal this is a bar; in a log file, a line every ``seconds_per_line``.
+
+    Args:
+        seconds_per_line: Time between two lines where there is no terminal.
+    """
+
+    def __init__(self, seconds_per_line: float = 30.0) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.interval = 0.5 if self.terminal else seconds_per_line
+        self.best = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """The best mIoU so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """The best mIoU of the run's earlier part."""
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: Trainer, task: Any) -> None:
+        """Open the bar."""
+        self._total = trainer.estimated_stepping_batches
+        self._first_step = trainer.global_step
+        self._begin = self._last = time.monotonic()
+        self._images = 0
+        self.bar = tqdm(
+            total=self._total,
+            initial=trainer.global_step,
+            dynamic_ncols=True,
+            disable=not (self.terminal and trainer.is_global_zero),
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}",
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and refresh when it is time: reading the loss waits for the device."""
+        self._images += len(batch["image"]) * trainer.world_size
+        now = time.monotonic()
+        if now - self._last < self.interval or not trainer.is_global_zero:
+            return
+        speed = self._images / (now - self._last)
+        self._last, self._images = now, 0
+        done = trainer.global_step - self._first_step
+        left = (now - self._begin) / max(1, done) * (self._total - trainer.global_step)
+        text = (
+            f"epoch {trainer.current_epoch + 1}  loss {outputs['loss'].item():.3f}  "
+            f"lr {trainer.optimizers[0].param_groups[0]['lr']:.3g}  {speed:.1f} images/s  "
+            f"ETA {timedelta(seconds=round(left))}"
+        )
+        if self.terminal:
+            self.bar.n = trainer.global_step
+            self.bar.set_postfix_str(text)
+        else:
+            print(f"step {trainer.global_step}/{self._total}  {text}", flush=True)
+
+    def on_validation_start(self, trainer: Trainer, task: Any) -> None:
+        """Open the validation's own bar."""
+        if trainer.sanity_checking:
+            return
+        self._val_bar = tqdm(
+            total=trainer.num_val_batches[0],
+            desc="validation",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not (self.terminal and trainer.is_global_zero),
+        )
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Move the validation's bar."""
+        if not trainer.sanity_checking:
+            self._val_bar.update()
+
+    def on_validation_end(self, trainer: Trainer, task: SegmentationTask) -> None:  # type: ignore[override]
+        """Say what came out."""
+        if trainer.sanity_checking:
+            return
+        self._val_bar.close()
+        self._last, self._images = time.monotonic(), 0
+        if task.scores is None or not trainer.is_global_zero:
+            return
+        self.best = max(self.best, task.scores.miou)
+        self.bar.write(
+            f"epoch {epochs_trained(trainer)}  step {trainer.global_step}  "
+            f"mIoU {100 * task.scores.miou:.2f} (best {100 * self.best:.2f})  "
+            f"pixel accuracy {100 * task.scores.pixel_accuracy:.2f}  "
+            f"val loss {float(trainer.callback_metrics['val/loss']):.3f}"
+        )
+
+    def on_train_end(self, trainer: Trainer, task: Any) -> None:
+        """Leave the bar at its end."""
+        self.bar.n = trainer.global_step
+        self.bar.close()
+
+    def on_exception(self, trainer: Trainer, task: Any, exception: BaseException) -> None:
+        """Leave the line of the bar before a message is printed."""
+        if hasattr(self, "bar"):
+            self.bar.close()

@@ -1,0 +1,146 @@
+"""Keep what a run brings forth: its states, its best weights, its tables of scores."""
+
+import csv
+import io
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from segdeconv.training.averaging import weights_of
+from segdeconv.training.callbacks import RunStopped, StopRequest, epochs_trained
+from segdeconv.training.run_folder import save_weights, write_whole
+from segdeconv.training.task import SegmentationTask
+
+
+class SaveRun(Checkpoint):
+    """Keep the last and the best state, the best weights, and the tables of scores.
+
+    Args:
+        folder: The run's folder.
+        stop: The user's request to stop, obeyed between two steps.
+        every_n_steps: Also save the last state each so many optimiser steps; 0: at validations.
+    """
+
+    def __init__(self, folder: Path, stop: StopRequest, every_n_steps: int = 0) -> None:
+        self.folder, self.stop, self.every_n_steps = folder, stop, every_n_steps
+        self.best: dict[str, Any] | None = None
+        self.recorded_step = -1
+        """Optimiser step of the latest validation that was recorded."""
+        self._started = time.monotonic()
+        self._images = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best scores so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The best scores of the run's earlier part."""
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: Trainer, task: Any) -> None:
+        """Drop rows of the table that the resumed run will write again."""
+        self._restart_clock()
+        path = self.folder / "metrics.csv"
+        if trainer.is_global_zero and path.exists():
+            rows = list(csv.DictReader(io.StringIO(path.read_text())))
+            kept = [row for row in rows if int(row["step"]) <= trainer.global_step]
+            write_whole(path, _csv(kept))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and stop if asked; save if it is time."""
+        self._images += len(batch["image"]) * trainer.world_size
+        # between two optimiser steps only: gradients under accumulation are not in a checkpoint
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        stop = self._stop_everywhere(trainer)
+        if stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+            self._save_last(trainer)
+        if stop:
+            raise RunStopped
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Break off the validation if asked to stop (Lightning ends its loop on StopIteration)."""
+        if self.stop.made and trainer.world_size == 1:
+            raise StopIteration
+
+    def on_validation_start(self, trainer: Trainer, task: Any) -> None:
+        """Note how fast training was."""
+        self._seconds = time.monotonic() - self._started
+
+    def on_validation_end(self, trainer: Trainer, task: SegmentationTask) -> None:  # type: ignore[override]
+        """Write the scores, and the states that go with them."""
+        if trainer.sanity_checking:
+            return
+        if self._stop_everywhere(trainer):
+            self._save_last(trainer)
+            raise RunStopped
+        assert task.scores is not None
+        record: dict[str, Any] = {"epoch": epochs_trained(trainer), "step": trainer.global_step}
+        record |= task.scores.to_dict(task.label_set.class_names)
+        improved = self.best is None or task.scores.miou > self.best["miou"]
+        if improved:
+            self.best = record
+        self._save_last(trainer)
+        if improved:
+            trainer.save_checkpoint(self.folder / "checkpoints" / "best.ckpt")
+        if trainer.is_global_zero:
+            if improved:
+                save_weights(self.folder / "weights.safetensors", weights_of(trainer, task))
+            scores = {"best": self.best, "last": record}
+            write_whole(self.folder / "metrics.json", json.dumps(scores, indent=1) + "\n")
+            self._add_row(self._row(trainer, task, record))
+        self.recorded_step = trainer.global_step
+        self._restart_clock()
+
+    def _save_last(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+
+    def _stop_everywhere(self, trainer: Trainer) -> bool:
+        """Whether any process was asked to stop; all must agree, or they wait for one another."""
+        if trainer.world_size == 1:
+            return self.stop.made
+        return trainer.strategy.reduce_boolean_decision(self.stop.made, all=False)
+
+    def _restart_clock(self) -> None:
+        self._started, self._images = time.monotonic(), 0
+
+    def _row(
+        self, trainer: Trainer, task: SegmentationTask, record: dict[str, Any]
+    ) -> dict[str, Any]:
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return {
+            "epoch": record["epoch"],
+            "step": record["step"],
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train_loss": logged.get("train/mean_loss", math.nan),
+            "val_loss": logged["val/loss"],
+            "miou": record["miou"],
+            "mean_accuracy": record["mean_accuracy"],
+            "pixel_accuracy": record["pixel_accuracy"],
+            "mean_category_iou": record["mean_category_iou"],
+            "images_per_second": round(self._images / self._seconds, 2),
+            "seconds": round(self._seconds, 1),
+            **{f"iou/{name}": value for name, value in record["class_iou"].items()},
+        }
+
+    def _add_row(self, row: dict[str, Any]) -> None:
+        path = self.folder / "metrics.csv"
+        before = path.read_text() if path.exists() else ""
+        write_whole(path, before + _csv([row], header=not before))
+
+
+def _csv(rows: list[dict[str, Any]], header: bool = True) -> str:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()

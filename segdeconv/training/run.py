@@ -1,0 +1,157 @@
+"""Put a run together from its configuration, and train it."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from segdeconv.training.averaging import AveragedWeights
+from segdeconv.training.callbacks import FiniteLoss, RunStopped, SeedEachStep, StopRequest
+from segdeconv.training.cli import ConfigParser
+from segdeconv.training.data_module import SegmentationData
+from segdeconv.training.progress import Progress
+from segdeconv.training.recording import SaveRun
+from segdeconv.training.run_folder import (
+    WholeCheckpointIO,
+    create_run_folder,
+    write_environment,
+    write_whole,
+)
+from segdeconv.training.task import SegmentationTask, build_network
+
+# Lightning's remarks that ask for nothing: our loaders choose their workers, and are resumable.
+QUIET = (
+    "does not have many workers",
+    "is smaller than the logging interval",
+    "your dataloader is not resumable",
+    "in eval mode at the start of training",
+    "Checkpoint directory",
+    "LeafSpec",
+    "compute.. method of metric MeanMetric was called before",
+)
+
+
+def default_name(config: Namespace) -> str:
+    """Name of a run that was given none, such as "unet_resnet18_deconv"."""
+    model = config.model
+    return config.name or f"{model.arch}_{model.encoder}_{model.operator}".replace("/", "-")
+
+
+def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) -> Path:
+    """Train as ``config`` says, and leave everything in a folder (see `run_folder`).
+
+    Args:
+        parser: What read the configuration.
+        config: The whole configuration.
+        earlier: Folder of a run to go on with, from its last checkpoint; None: a new run.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ValueError: If the configuration asks for what cannot be.
+        RunStopped: If the user stopped the run; its state is saved.
+    """
+    hush()
+    if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
+        raise ValueError("nothing says how long to train; give trainer.max_epochs or max_steps")
+    built = parser.instantiate(config)
+    task = build_task(built)
+    folder = earlier or new_folder(config)
+    stop = StopRequest()
+    record = SaveRun(folder, stop, config.save_every_n_steps)
+    try:
+        trainer = make_trainer(config, folder, record)
+    except BaseException:
+        if not earlier:
+            folder.rmdir()  # a setting that Lightning refuses is no run
+        raise
+    if is_first_process():
+        describe(folder, parser, config, task.network)
+    last = folder / "checkpoints" / "last.ckpt" if earlier else None
+    try:
+        with stop.listening():
+            trainer.fit(task, built.data, ckpt_path=last, weights_only=True)
+            if record.recorded_step != trainer.global_step:
+                # the last step was none that Lightning validates after, or that was broken off
+                trainer.validate(task, built.data, verbose=False)
+    except RunStopped:
+        raise RunStopped(
+            f"step {trainer.global_step} is saved; go on with: "
+            f"python tools/train.py --resume {folder}"
+        ) from None
+    return folder
+
+
+def build_task(built: Namespace) -> SegmentationTask:
+    """The network with all that trains it, from the instantiated configuration."""
+    data: SegmentationData = built.data
+    if built.check_data and is_first_process():
+        check_data(data)
+    torch.manual_seed(built.seed)
+    return SegmentationTask(
+        build_network(built.model, data.label_set),
+        data.label_set,
+        built.loss,
+        built.optimizer,
+        built.schedule,
+        built.model.channels_last,
+    )
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes; known before the others are connected."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def new_folder(config: Namespace) -> Path:
+    """A new folder for the run; only the first process makes it, as only that one writes."""
+    output_dir, name = Path(config.output_dir), default_name(config)
+    return create_run_folder(output_dir, name) if is_first_process() else output_dir / name
+
+
+def make_trainer(config: Namespace, folder: Path, record: SaveRun) -> Trainer:
+    """Lightning's trainer with our callbacks."""
+    callbacks: list[Callback] = [SeedEachStep(config.seed), FiniteLoss(), Progress()]
+    if config.ema_decay is not None:
+        callbacks.append(AveragedWeights(config.ema_decay))
+    callbacks.append(record)
+    return Trainer(
+        **config.trainer.as_dict(),
+        callbacks=callbacks,
+        logger=TensorBoardLogger(folder, name="", version="tensorboard"),
+        plugins=[WholeCheckpointIO()],
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def describe(folder: Path, parser: ConfigParser, config: Namespace, network: Any) -> None:
+    """Write what is known before the first step, and say it in a few lines."""
+    write_whole(folder / "config.yaml", parser.write(config))
+    write_environment(folder, config.seed)
+    report = network.surgery_report
+    write_whole(folder / "surgery.txt", f"{report}\n")
+    write_whole(folder / "surgery.json", json.dumps(report.to_dict(), indent=1) + "\n")
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    print(f"{default_name(config)}: {millions:.1f} M parameters; everything goes to {folder}")
+
+
+def check_data(data: SegmentationData) -> None:
+    """Look at the files before anything is built on them."""
+
+
+def hush() -> None:
+    """Leave out what Lightning says about itself."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for words in QUIET:
+        warnings.filterwarnings("ignore", message=f".*{words}")

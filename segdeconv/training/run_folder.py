@@ -1,0 +1,202 @@
+"""What a run leaves on disk, and how to find and read it again.
+
+    runs/NAME/
+        config.yaml             the whole configuration, defaults included
+        surgery.txt, .json      what the operator replaced, removed, kept and skipped
+        environment.json        versions, hardware, commit, command line, seed
+        metrics.csv             one row per validation
+        metrics.json            per-class scores of the best and of the last validation
+        weights.safetensors     of the best validation (averaged weights, where they are kept)
+        checkpoints/            best.ckpt and last.ckpt, to resume from
+        tensorboard/
+
+A file is written beside its place and then renamed into it, so that a full disk or a kill in the
+middle leaves the earlier file whole.
+"""
+
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "segmentation-models-pytorch",
+    "timm",
+    "albumentations",
+    "numpy",
+)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that ``path`` holds its old content or the new one, never a part.
+
+    Raises:
+        OSError: If the disk does not take it; the old file is then as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        kept = "; the earlier one is whole" if path.exists() else ""
+        raise OSError(f"could not write {path}: {error.strerror or error}{kept}") from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written whole or not at all, read with `weights_only`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write ``checkpoint`` to ``path``."""
+        # to memory first: torch's own writer reports a full disk as a RuntimeError about zip files
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(path), buffer.getvalue())
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read the checkpoint at ``path``; it holds data only, never code."""
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint file's content, on the CPU.
+
+    Raises:
+        ValueError: If it is no checkpoint, or holds more than plain data.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        raise ValueError(f"no checkpoint {path}; has the run saved one yet?") from None
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); "
+            "it is damaged or was not written by this program"
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The network's weights in a .safetensors file or a checkpoint of a run (averaged if kept)."""
+    if path.suffix == ".safetensors":
+        if not path.exists():
+            raise ValueError(f"no weights {path}; has the run finished a validation yet?")
+        return load_file(path)
+    checkpoint = read_checkpoint(path)
+    if "averaged_weights" in checkpoint:
+        return checkpoint["averaged_weights"]  # type: ignore[no-any-return]
+    return {
+        name.removeprefix("network."): value
+        for name, value in checkpoint.get("state_dict", checkpoint).items()
+        if name.startswith("network.") or "state_dict" not in checkpoint
+    }
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights as safetensors."""
+    # safetensors refuses views that share memory, and channels_last layouts
+    plain = {name: value.cpu().contiguous().clone() for name, value in weights.items()}
+    write_whole(path, save(plain))
+
+
+def create_run_folder(output_dir: Path, name: str) -> Path:
+    """A new folder ``output_dir/name``; a taken name gets -2, -3, … behind it."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = output_dir / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def find_run(output_dir: Path, run: str) -> Path:
+    """Folder of an earlier run: a path, or "last" for the one in ``output_dir`` written last.
+
+    Raises:
+        ValueError: If it is no run folder.
+    """
+    if run == "last":
+        configs = output_dir.glob("*/config.yaml")
+        folders = sorted(configs, key=lambda path: path.stat().st_mtime)
+        if not folders:
+            raise ValueError(f"no run in {output_dir} yet; give the folder of one")
+        return folders[-1].parent
+    folder = Path(run)
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} is not the folder of a run: it has no config.yaml")
+    return folder
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """What a result depends on besides its config."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": seed,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+    }
+
+
+def write_environment(folder: Path, seed: int) -> None:
+    """Write environment.json; what a resumed run's earlier parts wrote moves to "earlier"."""
+    path = folder / "environment.json"
+    now = environment(seed)
+    if path.exists():
+        before = json.loads(path.read_text())
+        now["earlier"] = [*before.pop("earlier", []), before]
+    write_whole(path, json.dumps(now, indent=2) + "\n")
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor()

@@ -1,0 +1,57 @@
+"""Evaluate a trained network: python tools/eval.py RUN_DIR."""
+
+import json
+import sys
+from pathlib import Path
+
+from segdeconv.training.cli import ConfigParser, UsageError, run_tool
+from segdeconv.training.evaluation import evaluate_run
+from segdeconv.training.run_folder import find_run, write_whole
+
+HELP = """\
+usage: python tools/eval.py RUN_DIR [--key value …]
+
+Evaluate the network of a run on whole images, with the labels at their original size.
+The run's config.yaml says what network it is; the weights file holds numbers only.
+
+  RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
+  --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
+  --split val                 split of the data set
+  --limit 0                   evaluate only the first images; 0: all
+  --device auto               cpu, cuda, cuda:1, …; auto takes a GPU if there is one
+  --save-predictions FOLDER   write a PNG of label ids for each image
+  --json FILE                 where the scores go; default: RUN_DIR/eval_SPLIT_CHECKPOINT.json
+  --data.root FOLDER          and any other key of the run's config
+
+  --help-all                  every key with its meaning and default
+  --debug                     show the traceback of an error
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, evaluate, print and write."""
+    parser = ConfigParser(HELP)
+    parser.add_argument("--checkpoint", type=str, default="best", help="best, last, or a file")
+    parser.add_argument("--split", type=str | None, help="split; null: the validation split")
+    parser.add_argument("--limit", type=int, default=0, help="number of images; 0: all")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument("--save-predictions", type=str | None, help="folder for label id PNGs")
+    parser.add_argument("--json", type=str | None, help="file for the scores")
+    if not arguments or arguments[0].startswith("-"):
+        parser.read([*arguments, "--help"] if not arguments else arguments)
+        raise UsageError("name the folder of a run first: python tools/eval.py RUN_DIR")
+    run, *options = arguments
+    early = parser.read(options)
+    folder = find_run(Path(early.output_dir), run)
+    config = parser.read(["--config", str(folder / "config.yaml"), *options])
+    scores, record = evaluate_run(parser, config, folder)
+    name = Path(config.checkpoint).stem
+    path = Path(config.json or folder / f"eval_{record['split']}_{name}.json")
+    write_whole(path, json.dumps(record, indent=1) + "\n")
+    print(scores)
+    print(f"\n{record['images']} images of {record['split']}, whole, labels at their own size")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))

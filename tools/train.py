@@ -1,0 +1,63 @@
+"""Train a segmentation network: python tools/train.py --config configs/quickstart.yaml."""
+
+import sys
+from pathlib import Path
+
+from segdeconv.training.cli import ConfigParser, UsageError, run_tool
+from segdeconv.training.run import train
+from segdeconv.training.run_folder import find_run
+
+HELP = """\
+usage: python tools/train.py --config FILE [--config FILE …] [--key value …]
+       python tools/train.py --resume RUN_DIR|last [--key value …]
+
+Train a segmentation network. Later files win over earlier ones, the command line over all.
+
+  python tools/train.py --config configs/quickstart.yaml
+  python tools/train.py --config configs/camvid/unet_resnet18_cpu_deconv.yaml --optimizer.lr 0.05
+
+where it goes
+  --output_dir runs         folder of all runs
+  --name NAME               folder of this run in it; a taken name gets a number behind it
+  --resume RUN_DIR|last     go on where a run stopped, in its folder
+the network
+  --model.arch unet         decoder: unet, deeplabv3plus, pspnet, fcn, …
+  --model.encoder resnet50  encoder, by its smp or timm name
+  --model.operator deconv   deconv, batchnorm, groupnorm, …
+  --model.operator_options '{block: 16}'
+the data
+  --data.dataset camvid     cityscapes, camvid, folder, synthetic
+  --data.root FOLDER
+  --data.batch_size 8       per process
+  --data.crop_size '[512, 1024]'      --data.resize '[256, 512]'
+the recipe
+  --optimizer.lr 0.01       --optimizer.weight_decay 5e-4      --optimizer.name sgd|adamw
+  --schedule.name poly|cosine|constant      --schedule.warmup_steps 500
+  --loss.terms '{cross_entropy: 1, dice: 1}'
+  --trainer.max_epochs 30   --trainer.max_steps 40000          --trainer.precision bf16-mixed
+  --trainer.devices 2       --ema_decay 0.999                  --seed 0
+
+  --help-all                every key with its meaning and default
+  --print_config            the whole configuration that the arguments give, and stop
+  --debug                   show the traceback of an error
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, train."""
+    parser = ConfigParser(HELP)
+    parser.add_argument("--resume", type=str | None, help="folder of a run to go on with, or last")
+    config = parser.read(arguments)
+    earlier = None
+    if config.resume:
+        earlier = find_run(Path(config.output_dir), config.resume)
+        config = parser.read(["--config", str(earlier / "config.yaml"), *arguments])
+    elif not config.config:
+        raise UsageError("give a config: python tools/train.py --config configs/quickstart.yaml")
+    del config["resume"]
+    folder = train(parser, config, earlier)
+    print(f"done; evaluate with: python tools/eval.py {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
