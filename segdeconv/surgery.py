@@ -388,7 +388,9 @@ class _Plan:
         if norm in staying:
             return "kept", f"near {staying[norm]}, which is skipped"
         self.changes[norm] = lambda: without_batchnorm(norm)
-        return "removed", "its dropout and activation stay" if fuses_activation(norm) else "gone"
+        return "removed", "its dropout and activation stay" if fuses_activation(
+            norm
+        ) else "nothing in its place"
 
 
 def _unswappable(conv: AnyConv) -> str | None:
