@@ -112,12 +112,56 @@ def patch_columns(
     Returns:
         (C x taps, S): row c * taps + a * width + b holds channel c at tap (a, b).
     """
+    if padding != (0, 0):
+        x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     if kernel_size == (1, 1):
-        if padding != (0, 0):
-            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
         return x[:, :, :: step[0], :: step[1]].transpose(0, 1).flatten(1)
-    columns: Tensor = F.unfold(x, kernel_size, dilation, padding, step)
-    return columns.transpose(0, 1).flatten(1)
+    columns: Tensor = _PatchColumns.apply(x, kernel_size, step, dilation)
+    return columns
+
+
+def _windows(
+    x: Tensor, kernel_size: tuple[int, int], step: tuple[int, int], dilation: tuple[int, int]
+) -> Tensor:
+    """Every patch as a view, (C, height, width of the taps, N, patches down, patches across)."""
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
+    windows = x.transpose(0, 1).unfold(2, reach[0], step[0]).unfold(3, reach[1], step[1])
+    return windows[..., :: dilation[0], :: dilation[1]].permute(0, 4, 5, 1, 2, 3)
+
+
+class _PatchColumns(torch.autograd.Function):
+    """Gathers patches in one copy.
+
+    `F.unfold` puts images first, which costs a second copy to pool them: 38 ms against 5 ms for
+    8 x 64 x 88 x 120, step 3, on one CPU core.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        kernel_size: tuple[int, int],
+        step: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> Tensor:
+        ctx.shape, ctx.arguments = x.shape, (kernel_size, step, dilation)
+        taps = x.shape[1] * kernel_size[0] * kernel_size[1]
+        return _windows(x, kernel_size, step, dilation).reshape(taps, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        kernel_size, step, dilation = ctx.arguments
+        grad_x = grad.new_zeros(ctx.shape)
+        views = _windows(grad_x, kernel_size, step, dilation)
+        grad = grad.view(views.shape)
+        if all(s > d * (k - 1) for s, d, k in zip(step, dilation, kernel_size, strict=True)):
+            views.copy_(grad)  # patches do not overlap
+            return grad_x, None, None, None
+        for row in range(kernel_size[0]):  # the patches of one tap never do
+            for column in range(kernel_size[1]):
+                views[:, row, column] += grad[:, row, column]
+        return grad_x, None, None, None
 
 
 def flat_columns(x: Tensor, step: int) -> Tensor:
@@ -145,10 +189,9 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, grad_mean: Tensor, grad_covariance: Tensor) -> Tensor:
         # The path through the centring vanishes: the centred samples sum to zero.
         (centred,) = ctx.saved_tensors
-        both = grad_covariance + grad_covariance.mT
-        grad: Tensor = both @ centred
-        grad += grad_mean[..., None]
-        return grad.div_(centred.shape[-1])
+        samples = centred.shape[-1]
+        both = (grad_covariance + grad_covariance.mT) / samples
+        return torch.baddbmm(grad_mean[..., None] / samples, both, centred)
 
 
 def moments(columns: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
