@@ -141,9 +141,8 @@ def _check_labels_stay_exact(transform: Transform, ignore_index: int) -> None:
 class ClassBalancedCrop(A.DualTransform):  # type: ignore[misc]
     """Random crop, drawn again while one class fills too much of its labelled pixels.
 
-    mmsegmentation's ``RandomCrop(cat_max_ratio=...)``: a crop is good if it has more than one class
-    and the largest covers less than ``max_ratio`` of the labelled pixels; the last draw is taken
-    as it comes.
+    mmsegmentation's ``RandomCrop(cat_max_ratio=...)``: a crop is good if its largest class covers
+    less than ``max_ratio`` of the labelled pixels; the last draw is taken as it comes.
 
     Args:
         height: Height of the crop in pixels.
@@ -201,8 +200,7 @@ class ClassBalancedCrop(A.DualTransform):  # type: ignore[misc]
         # OpenCV's histogram of 512x1024 labels takes 0.1 ms, numpy's bincount 2.
         counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()
         counts[self.fill_mask] = 0
-        several = np.count_nonzero(counts) > 1
-        return bool(several and counts.max() < self.max_ratio * counts.sum())
+        return bool(counts.max() < self.max_ratio * counts.sum())
 
     def apply(self, img: Pixels, top: int, left: int, **params: Any) -> Pixels:
         """Crop, and pad with ``fill``."""

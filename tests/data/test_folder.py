@@ -31,6 +31,12 @@ def test_images_and_masks_are_paired_by_name_in_sorted_order(own):
     assert quick_check(dataset) == []
 
 
+def test_hidden_files_and_other_files_are_no_images(own):
+    (own / "train/images/._b.jpg").write_bytes(b"resource fork")
+    (own / "train/images/Thumbs.db").write_bytes(b"")
+    assert FolderDataset(own).names == ["b", "city/a"]
+
+
 def test_masks_become_train_ids(own):
     expected = np.array([[0, 1, 2], [2, 255, 0]]).repeat(4, 0).repeat(4, 1)
     np.testing.assert_array_equal(FolderDataset(own)[1]["mask"], expected)

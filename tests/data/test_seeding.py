@@ -41,15 +41,23 @@ class OneImage(Dataset):
 def draws(seed=0, epochs=1, num_workers=2, rank=None, dataset=None, **options):
     """What was drawn, sample after sample; two workers take turns."""
     torch.manual_seed(seed)
+    dataset = OneImage() if dataset is None else dataset
     if rank is not None:
         options["worker_init_fn"] = partial(seed_worker, rank=rank)
-    loader = DataLoader(dataset or OneImage(), num_workers=num_workers, **options)
+    loader = DataLoader(dataset, num_workers=num_workers, **options)
     return [value.item() for _ in range(epochs) for value in loader]
 
 
 @pytest.mark.parametrize("rank", [None, 0], ids=["bare loader", "seed_worker"])
 def test_workers_draw_different_augmentations_and_epochs_do_too(rank):
     assert len(set(draws(epochs=2, rank=rank))) == 16
+
+
+@pytest.mark.parametrize("rank", [None, 0], ids=["bare loader", "seed_worker"])
+def test_workers_differ_after_a_look_at_the_data_in_the_main_process(rank):
+    dataset = OneImage()
+    dataset[0]
+    assert len(set(draws(epochs=2, rank=rank, dataset=dataset))) == 16
 
 
 @pytest.mark.parametrize("rank", [None, 0], ids=["bare loader", "seed_worker"])

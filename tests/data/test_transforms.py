@@ -142,6 +142,15 @@ def test_the_released_recipe_resizes_pads_with_black_and_crops():
     assert large["mask"].shape == (64, 64) and (large["mask"] == 0).all()
 
 
+def test_the_released_recipe_averages_when_it_shrinks():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[1::4], stripes[2::4] = 255, 255  # bilinear samples would see white or black only
+    sample = released_transform((16, 16), shorter_side=(16, 16))(
+        image=stripes, mask=stripes[..., 0]
+    )
+    assert np.abs(denormalised(sample["image"]) - 127.5).max() < 1
+
+
 # ---- the crop
 
 
@@ -175,8 +184,7 @@ def test_ignored_pixels_count_for_no_class():
     assert np.mean(good) > 0.9
 
 
-def test_a_window_of_one_class_alone_is_drawn_again_even_without_a_limit_on_it():
-    # mmsegmentation asks for more than one class as well as for the share.
+def test_a_window_of_one_class_alone_is_drawn_again_under_the_loosest_limit():
     mask = np.zeros((20, 200), np.uint8)
     mask[:, :10] = 1
     crops = draw_crops(ClassBalancedCrop(20, 20, 0.999), mask)
