@@ -153,14 +153,19 @@ class _PatchColumns(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         kernel_size, step, dilation = ctx.arguments
         grad_x = grad.new_zeros(ctx.shape)
-        views = _windows(grad_x, kernel_size, step, dilation)
-        grad = grad.view(views.shape)
+        windows = _windows(grad_x, kernel_size, step, dilation)
+        grad = grad.reshape(windows.shape)
         if all(s > d * (k - 1) for s, d, k in zip(step, dilation, kernel_size, strict=True)):
-            views.copy_(grad)  # patches do not overlap
+            windows.copy_(grad)  # no pixel belongs to two patches
             return grad_x, None, None, None
-        for row in range(kernel_size[0]):  # the patches of one tap never do
+        # Overlapping: tap by tap, because torch.compile refuses to write into overlapping views.
+        maps, (down, across) = grad_x.transpose(0, 1), grad.shape[4:]
+        for row in range(kernel_size[0]):
+            rows = slice(row * dilation[0], row * dilation[0] + step[0] * (down - 1) + 1, step[0])
             for column in range(kernel_size[1]):
-                views[:, row, column] += grad[:, row, column]
+                left = column * dilation[1]
+                columns = slice(left, left + step[1] * (across - 1) + 1, step[1])
+                maps[:, :, rows, columns].add_(grad[:, row, column])
         return grad_x, None, None, None
 
 
