@@ -197,7 +197,7 @@ class ClassBalancedCrop(A.DualTransform):  # type: ignore[misc]
         return {"top": top, "left": left}
 
     def _is_balanced(self, labels: Pixels) -> bool:
-        # OpenCV's histogram of 512x1024 labels takes 0.1 ms, numpy's bincount 2.
+        # OpenCV's histogram of 512x1024 labels takes 0.2 ms, numpy's bincount 1.2.
         counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()
         counts[self.fill_mask] = 0
         return bool(counts.max() < self.max_ratio * counts.sum())
