@@ -1,0 +1,155 @@
+"""What the benchmarks share: the record of where a number was measured, timing, result files."""
+
+import json
+import math
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import segdeconv
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+MIN_SECONDS = 0.005  # of one timing: shorter calls are repeated within it
+
+
+def environment(seed: int | None = None) -> dict[str, Any]:
+    """Hardware, versions, commit, command and seed: what it takes to judge or repeat a number."""
+    from_checkout = Path(segdeconv.__file__).is_relative_to(ROOT)
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
+        "segdeconv": f"{segdeconv.__version__} ({'checkout' if from_checkout else 'installed'})",
+        "command": shlex.join(["python", _script(), *sys.argv[1:]]),
+        "seed": seed,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "blas": "MKL" if torch.backends.mkl.is_available() else "no MKL",
+    }
+
+
+def _script() -> str:
+    path = Path(sys.argv[0]).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def _commit() -> str:
+    """Commit of the checkout, marked when the package or the benchmarks differ from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "segdeconv", "benchmarks/*.py")
+    return (git("rev-parse", "HEAD") or "unknown") + (" with changes" if changed else "")
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+
+
+def clock(threads: int) -> Callable[[], float]:
+    """Processor time on one thread, which others on the machine disturb little; else wall time."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    *,
+    min_rounds: int = 5,
+    max_rounds: int = 40,
+) -> dict[str, list[float]]:
+    """Time all ``calls`` in turn, round after round, so that a busy machine hurts them alike.
+
+    Args:
+        calls: What to time, by name.
+        seconds: Time to spend; ``min_rounds`` are made in any case.
+        min_rounds: Rounds at least.
+        max_rounds: Rounds at most.
+
+    Returns:
+        Seconds per call, one entry per round; entries of the same place belong together.
+    """
+    now = clock(torch.get_num_threads())
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        start = now()
+        call()
+        repeats[name] = max(1, math.ceil(MIN_SECONDS / max(now() - start, 1e-6)))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    for done in range(max_rounds):
+        if done >= min_rounds and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            start = now()
+            for _ in range(repeats[name]):
+                call()
+            times[name].append((now() - start) / repeats[name])
+    return times
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, extremes and number of timings."""
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "rounds": len(values),
+    }
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    """Spread of the quotient of two interleaved timings, round by round."""
+    return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Of positive numbers."""
+    return statistics.geometric_mean(values)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are figures."""
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def write_result(out: Path, record: Mapping[str, Any], text: str) -> None:
+    """Write ``out``.json with the figures and ``out``.md with the same for reading."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    facts = "\n".join(f"- {name}: {value}" for name, value in record["environment"].items())
+    out.with_suffix(".md").write_text(f"{text}\n\n## Where this was measured\n\n{facts}\n")
+    print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.md')}")
