@@ -1,0 +1,234 @@
+r"""Train two configs that differ in the operator alone, tune both alike, and compare them.
+
+Each config is trained at every learning rate with the first seed; the rate with the best final
+mIoU is then trained with the other seeds. Finished runs are kept: an interrupted comparison goes on
+where it stopped, and a run that was cut off is resumed.
+
+    python benchmarks/twins.py configs/camvid/unet_resnet18_cpu_deconv.yaml \
+        configs/camvid/unet_resnet18_cpu_batchnorm.yaml --lr 0.03 0.1 0.3 --seeds 0 1 2 \
+        --name camvid-unet-resnet18-cpu -- --trainer.max_epochs 8
+
+The learning rate is chosen on the same validation set that is reported, for both twins alike, so
+the figures flatter both a little.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _common import RESULTS, ROOT, environment, markdown_table, write_result
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a config at a learning rate with a seed."""
+
+    config: Path
+    lr: float
+    seed: int
+    runs: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept."""
+        return self.runs / f"{self.config.stem}-lr{self.lr:g}-seed{self.seed}"
+
+    @property
+    def command(self) -> list[str]:
+        """What starts it."""
+        options = {"optimizer.lr": self.lr, "seed": self.seed, "name": self.folder.name}
+        given = [item for key, value in options.items() for item in (f"--{key}", str(value))]
+        return ["--config", str(self.config), "--output_dir", str(self.runs), *given]
+
+
+def main() -> None:
+    """Run what is missing, compare, write JSON, table and curves."""
+    arguments = parse()
+    runs = arguments.runs / arguments.name
+    configs, rates, seeds = arguments.configs, arguments.lr, arguments.seeds
+    first = [Job(config, lr, seeds[0], runs) for config in configs for lr in rates]
+    train_all(first, arguments)
+    best = {
+        config: max(rates, key=lambda lr: final(Job(config, lr, seeds[0], runs)))
+        for config in configs
+    }
+    more = [Job(config, best[config], seed, runs) for seed in seeds[1:] for config in configs]
+    train_all(more, arguments)
+    jobs = {config: [Job(config, best[config], seed, runs) for seed in seeds] for config in configs}
+    record = {
+        "environment": environment(),
+        "overrides": arguments.overrides,
+        "tuning": [{"config": job.config.stem, "lr": job.lr, "miou": final(job)} for job in first],
+        "twins": [summary(config, jobs[config]) for config in configs],
+    }
+    out = RESULTS / arguments.name
+    write_result(out, record, text(arguments.name, record))
+    plot(record["twins"], out.with_suffix(".png"))
+
+
+def parse() -> argparse.Namespace:
+    """Command line; everything behind ``--`` goes to tools/train.py."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("configs", type=Path, nargs=2, help="the twins")
+    parser.add_argument("--lr", type=float, nargs="+", required=True, help="rates to try")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the first one tunes")
+    parser.add_argument("--name", required=True, help="of the result files")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    own, overrides = sys.argv[1:], []
+    if "--" in own:
+        own, overrides = own[: own.index("--")], own[own.index("--") + 1 :]
+    arguments = parser.parse_args(own)
+    arguments.overrides = overrides
+    return arguments
+
+
+def train_all(jobs: list[Job], arguments: argparse.Namespace) -> None:
+    """Train what is not finished, ``arguments.jobs`` at a time; stop at the first failure."""
+    missing = [job for job in jobs if not finished(job)]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(lambda job: train(job, arguments.overrides), missing))
+
+
+def train(job: Job, overrides: list[str]) -> None:
+    """Start or resume one run, its output in a log beside the folders."""
+    job.runs.mkdir(parents=True, exist_ok=True)
+    resumable = (job.folder / "checkpoints" / "last.ckpt").exists()
+    command = ["--resume", str(job.folder)] if resumable else [*job.command, *overrides]
+    print("train", *command, flush=True)
+    with (job.runs / f"{job.folder.name}.log").open("a") as log:
+        done = subprocess.run(
+            [sys.executable, "tools/train.py", *command], cwd=ROOT, stdout=log, stderr=log
+        )
+    if done.returncode:
+        raise SystemExit(f"{job.folder.name} failed, see {log.name}")
+    (job.folder / "finished").touch()
+    print(f"{job.folder.name}: mIoU {100 * final(job):.2f}", flush=True)
+
+
+def finished(job: Job) -> bool:
+    """Whether the run came to its end."""
+    return (job.folder / "finished").exists()
+
+
+def final(job: Job) -> float:
+    """MIoU of the last validation (not of the best one, which would favour the noisier twin)."""
+    miou: float = json.loads((job.folder / "metrics.json").read_text())["last"]["miou"]
+    return miou
+
+
+def summary(config: Path, jobs: list[Job]) -> dict[str, Any]:
+    """Figures of one twin over its seeds."""
+    last = [json.loads((job.folder / "metrics.json").read_text())["last"] for job in jobs]
+    mious = [scores["miou"] for scores in last]
+    return {
+        "config": config.stem,
+        "lr": jobs[0].lr,
+        "seeds": [job.seed for job in jobs],
+        "miou": mious,
+        "miou_mean": statistics.mean(mious),
+        "miou_stdev": statistics.stdev(mious) if len(mious) > 1 else None,
+        "pixel_accuracy": statistics.mean(scores["pixel_accuracy"] for scores in last),
+        "class_iou": {
+            name: statistics.mean(scores["class_iou"][name] or 0.0 for scores in last)
+            for name in last[0]["class_iou"]
+        },
+        "curves": [curve(job) for job in jobs],
+    }
+
+
+def curve(job: Job) -> dict[str, list[float]]:
+    """Epochs, seconds of training and validation so far, and mIoU after each."""
+    rows = list(csv.DictReader((job.folder / "metrics.csv").open()))
+    spent, seconds = 0.0, []
+    for row in rows:
+        spent += float(row["seconds"])
+        seconds.append(round(spent, 1))
+    return {
+        "epoch": [float(row["epoch"]) for row in rows],
+        "seconds": seconds,
+        "miou": [float(row["miou"]) for row in rows],
+    }
+
+
+def text(name: str, record: dict[str, Any]) -> str:
+    """The comparison for reading."""
+    twins = record["twins"]
+    rows = [
+        [
+            twin["config"],
+            f"{twin['lr']:g}",
+            str(len(twin["seeds"])),
+            f"{100 * twin['miou_mean']:.2f}"
+            + (f" ± {100 * twin['miou_stdev']:.2f}" if twin["miou_stdev"] is not None else ""),
+            f"{100 * twin['pixel_accuracy']:.2f}",
+            f"{statistics.mean(c['seconds'][-1] for c in twin['curves']):.0f}",
+        ]
+        for twin in twins
+    ]
+    head = ["config", "lr", "seeds", "mIoU % (last epoch)", "pixel accuracy %", "training s"]
+    classes = [
+        [name, *(f"{100 * twin['class_iou'][name]:.1f}" for twin in twins)]
+        for name in twins[0]["class_iou"]
+    ]
+    epochs = [
+        [f"{epoch:g}", *(_mean_at(twin, i) for twin in twins)]
+        for i, epoch in enumerate(twins[0]["curves"][0]["epoch"])
+    ]
+    tuning = [
+        [run["config"], f"{run['lr']:g}", f"{100 * run['miou']:.2f}"] for run in record["tuning"]
+    ]
+    names = [twin["config"] for twin in twins]
+    return "\n\n".join(
+        [
+            f"# {name}",
+            markdown_table(head, rows),
+            f"![curves]({name}.png)",
+            "## mIoU after each epoch, mean over seeds, %",
+            markdown_table(["epoch", *names], epochs),
+            "## IoU of each class, %",
+            markdown_table(["class", *names], classes),
+            "## Learning rates tried, first seed, %",
+            markdown_table(["config", "lr", "mIoU"], tuning),
+        ]
+    )
+
+
+def _mean_at(twin: dict[str, Any], index: int) -> str:
+    return f"{100 * statistics.mean(curve['miou'][index] for curve in twin['curves']):.2f}"
+
+
+def plot(twins: list[dict[str, Any]], path: Path) -> None:
+    """MIoU against epochs and against training time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for twin, colour in zip(twins, ("#0072b2", "#d55e00"), strict=True):
+        for index, one in enumerate(twin["curves"]):
+            label = f"{twin['config']}, lr {twin['lr']:g}" if index == 0 else None
+            percent = [100 * miou for miou in one["miou"]]
+            axes[0].plot(one["epoch"], percent, color=colour, marker="o", ms=3, label=label)
+            minutes = [seconds / 60 for seconds in one["seconds"]]
+            axes[1].plot(minutes, percent, color=colour, marker="o", ms=3)
+    axes[0].set(xlabel="epoch", ylabel="validation mIoU, %")
+    axes[1].set(xlabel="minutes of training")
+    axes[0].legend(frameon=False, fontsize=8)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
