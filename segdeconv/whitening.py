@@ -78,19 +78,14 @@ class Blocks:
         return columns.view(self.num, self.size, -1)
 
     def split_kernel(self, weight: Tensor) -> Tensor:
-        """(O, C / groups, ...) -> (G, O / groups, D)."""
+        """(O, C / groups, ...) -> (groups, O / groups, G / groups, D)."""
         if self.interleaved:
-            return weight.reshape(weight.shape[0], self.size, self.num).permute(2, 0, 1)
-        per_group = self.num // self.groups
-        split = weight.reshape(self.groups, -1, per_group, self.size)
-        return split.transpose(1, 2).flatten(0, 1)
+            return weight.reshape(1, -1, self.size, self.num).transpose(2, 3)
+        return weight.reshape(self.groups, -1, self.num // self.groups, self.size)
 
-    def join_kernel(self, kernel_GOD: Tensor, shape: torch.Size) -> Tensor:
+    def join_kernel(self, kernel: Tensor, shape: torch.Size) -> Tensor:
         """Inverse of `split_kernel`."""
-        if self.interleaved:
-            return kernel_GOD.permute(1, 2, 0).reshape(shape)
-        split = kernel_GOD.reshape(self.groups, -1, *kernel_GOD.shape[1:])
-        return split.transpose(1, 2).reshape(shape)
+        return (kernel.transpose(2, 3) if self.interleaved else kernel).reshape(shape)
 
 
 def patch_columns(
@@ -240,6 +235,9 @@ def inverse_root(covariance: Tensor, n_iter: int = 5, backend: Backend = "auto")
     Source: Ye et al. 2020, Algorithm 1.  Backward: the Frechet derivative in product form, and for
     "eigh" divided differences (Daleckii-Krein), neither of which assumes convergence.
     """
+    if covariance.dim() != 3:
+        matrices = covariance.reshape(-1, *covariance.shape[-2:])
+        return inverse_root(matrices, n_iter, backend).view(covariance.shape)
     if backend == "auto":
         backend = _fastest_backend(covariance, n_iter)
     dtype = covariance.dtype
@@ -278,58 +276,45 @@ class _NewtonSchulzRoot(torch.autograd.Function):
     """M/X form: M = B, X = I; repeat T = (3I - M)/2, X <- X T, M <- T M T.  3(n_iter - 1) products.
 
     Unlike the Y/Z form of the released code it survives symmetrising and needs no first X product.
+    T is never formed: A T = 1.5 A - 0.5 A M is one `torch.baddbmm`.
     """
 
     @staticmethod
     def forward(ctx: Any, covariance: Tensor, n_iter: int) -> Tensor:
         scale = frobenius_norm(covariance)
         m = covariance / scale
-        x = None
-        saved = [covariance, scale]
-        for step in range(n_iter):
-            t = _half_of_three_minus(m)
-            if step < n_iter - 1:
-                s = t @ m
-                saved += [m, s] if x is None else [m, s, x]
-                x = t if x is None else x @ t
-                m = s @ t
-            else:
-                saved += [m] if x is None else [m, x]
-                x = t if x is None else x @ t
-        assert x is not None, "n_iter is checked by the layers"
+        x = -0.5 * m
+        x.diagonal(dim1=-2, dim2=-1).add_(1.5)
+        saved = []
+        for _ in range(n_iter - 1):
+            s = _times_t(m, m)
+            saved += [m, s, x]
+            m = _times_t(s, m)
+            x = _times_t(x, m)
         ctx.n_iter = n_iter
-        ctx.save_for_backward(*saved, x)
+        ctx.save_for_backward(covariance, scale, *saved, m, x)
         return x * scale.rsqrt()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        covariance, scale, *steps, result = ctx.saved_tensors
-        grad = 0.5 * scale.rsqrt() * (grad + grad.mT)
-        inner = (grad * result).sum((-2, -1), keepdim=True)
-        grad_m, grad_x = grad, None
-        for step in range(ctx.n_iter):
-            last = step == ctx.n_iter - 1
-            m, steps = steps[0], steps[1:]
-            if not last:
-                s, steps = steps[0], steps[1:]
-            if step > 0:
-                x, steps = steps[0], steps[1:]
-            t = _half_of_three_minus(m)
-            grad_t = -0.5 * grad_m
-            grad_x = grad_t if grad_x is None else grad_x @ t + x @ grad_t
-            if not last:
-                q = grad_t @ s
-                grad_m = t @ grad_m @ t + q + q.mT
-        assert grad_x is not None
+        covariance, scale, *saved, result = ctx.saved_tensors
+        grad_m = 0.5 * scale.rsqrt() * (grad + grad.mT)
+        inner = (grad_m * result).sum((-2, -1), keepdim=True)
+        grad_x = -0.5 * grad_m
+        for step in range(ctx.n_iter - 1):
+            m, s, x, m_next = saved[3 * step : 3 * step + 4]
+            t_grad_m = torch.baddbmm(grad_m, m, grad_m, beta=1.5, alpha=-0.5)
+            q = torch.bmm(grad_m, s)
+            grad_m = _times_t(t_grad_m, m).sub_(q + q.mT, alpha=0.5)
+            grad_x = torch.baddbmm(_times_t(grad_x, m_next), x, grad_m, alpha=-0.5)
         grad_B = 0.5 * (grad_x + grad_x.mT)
         return _grad_of_scaled(grad_B, scale, covariance, inner), None
 
 
-def _half_of_three_minus(m: Tensor) -> Tensor:
-    t = -0.5 * m
-    t.diagonal(dim1=-2, dim2=-1).add_(1.5)
-    return t
+def _times_t(a: Tensor, m: Tensor) -> Tensor:
+    """A T with T = (3I - M)/2; (M, D, D) each."""
+    return torch.baddbmm(a, a, m, beta=1.5, alpha=-0.5)
 
 
 class _EighRoot(torch.autograd.Function):
@@ -429,15 +414,16 @@ def merge(
     Returns:
         Kernel in the shape of ``weight``, in ``dtype``; bias (O,) in the precision of ``root``.
     """
-    weight_GOD = blocks.split_kernel(weight.to(root.dtype))
+    split = blocks.split_kernel(weight.to(root.dtype))
     if len(root) == 1:
-        kernel_GOD = (weight_GOD.reshape(-1, blocks.size) @ root[0]).view(weight_GOD.shape)
+        kernel = (split.reshape(-1, blocks.size) @ root[0]).view(split.shape)
     else:
-        kernel_GOD = torch.bmm(weight_GOD, root)
-    kernel_GOD = kernel_GOD.to(dtype or root.dtype)
-    shift_GO = (kernel_GOD.to(root.dtype) @ mean[..., None]).squeeze(-1)
-    shift = shift_GO.view(blocks.groups, -1, shift_GO.shape[-1]).sum(1).flatten()
-    kernel = blocks.join_kernel(kernel_GOD, weight.shape)
+        roots = root.view(blocks.groups, -1, blocks.size, blocks.size)
+        kernel = torch.einsum("gobd,gbde->gobe", split, roots)
+    kernel = kernel.to(dtype or root.dtype)
+    means = mean.expand(blocks.num, -1).reshape(blocks.groups, -1, blocks.size)
+    shift = torch.einsum("gobd,gbd->go", kernel.to(root.dtype), means).flatten()
+    kernel = blocks.join_kernel(kernel, weight.shape)
     return kernel, -shift if bias is None else bias.to(root.dtype) - shift
 
 
