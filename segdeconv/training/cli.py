@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class UsageError(ValueError):
     """A mistake in the command line or in a config."""
 
 
-class ConfigParser(ArgumentParser):
+class ConfigParser:
     """The parser of a run's configuration, with a short help.
 
     Args:
@@ -62,8 +63,11 @@ class ConfigParser(ArgumentParser):
     """
 
     def __init__(self, help_text: str = "") -> None:
-        super().__init__(exit_on_error=False, add_help=False)
         self.help_text = help_text
+        # not a subclass: jsonargparse makes parsers of the same type for values that are objects
+        self.parser = ArgumentParser(exit_on_error=False, add_help=False)
+        self.add_argument = self.parser.add_argument
+        self.instantiate = self.parser.instantiate
         self.add_argument("--config", action="config", help="YAML file; may be given several times")
         self.add_argument("--base", type=str | list[str] | None, help="configs to read before this")
         self.add_argument("--name", type=str | None, help="name of the run's folder")
@@ -81,14 +85,14 @@ class ConfigParser(ArgumentParser):
             default=0,
             help="also save last.ckpt each so many optimiser steps; 0: after validations only",
         )
-        self.add_class_arguments(NetworkOptions, "model")
-        self.add_class_arguments(SegmentationData, "data")
-        self.link_arguments("seed", "data.seed")
-        self.add_class_arguments(LossOptions, "loss")
-        self.add_class_arguments(OptimizerOptions, "optimizer")
-        self.add_class_arguments(ScheduleOptions, "schedule")
+        self.parser.add_class_arguments(NetworkOptions, "model")
+        self.parser.add_class_arguments(SegmentationData, "data")
+        self.parser.link_arguments("seed", "data.seed")
+        self.parser.add_class_arguments(LossOptions, "loss")
+        self.parser.add_class_arguments(OptimizerOptions, "optimizer")
+        self.parser.add_class_arguments(ScheduleOptions, "schedule")
         skip = set(signature(Trainer).parameters) - TRAINER_KEYS
-        self.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
+        self.parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
 
     def read(self, arguments: Sequence[str]) -> Namespace:
         """The configuration that the arguments describe.
@@ -100,12 +104,12 @@ class ConfigParser(ArgumentParser):
             print(self.help_text)
             raise SystemExit(0)
         if "--help-all" in arguments:
-            self.print_help()
+            self.parser.print_help()
             raise SystemExit(0)
         arguments = list(_with_bases(arguments))
         self._check_keys(arguments)
         try:
-            config = self.parse_args(arguments)
+            config = self.parser.parse_args(arguments)
         except ArgumentError as error:
             raise UsageError(_one_sentence(error.message)) from error
         del config["base"]
@@ -113,11 +117,11 @@ class ConfigParser(ArgumentParser):
 
     def write(self, config: Namespace) -> str:
         """The whole configuration as YAML, to be read again."""
-        return str(self.dump(config, skip_unset=False, skip_validation=True))
+        return str(self.parser.dump(config, skip_unset=False, skip_validation=True))
 
     def _check_keys(self, arguments: Sequence[str]) -> None:
         """Refuse a key that does not exist, naming the nearest one that does."""
-        known = [key for key in self.get_defaults().keys() if key != "config"]
+        known = [key for key in self.parser.get_defaults().keys() if key != "config"]
         for key, source in _given_keys(arguments):
             parts = key.replace("-", "_").split(".")
             starts = [".".join(parts[: end + 1]) for end in range(len(parts))]
@@ -208,6 +212,10 @@ def _one_sentence(message: str) -> str:
     """The parser's report of a wrong value, without its inner structure."""
     lines = [line.strip().lstrip("- ") for line in message.splitlines() if line.strip()]
     key = re.match(r'Parser key "(.+?)"', lines[0])
+    for line, reason in pairwise(lines):
+        if key and line.startswith("Problem with given class_path"):
+            name = line.split("'")[1]
+            return f"{key.group(1)}: {name}: {reason}"
     wanted, given = [], ""
     for line in lines:
         if line.startswith("Expected"):

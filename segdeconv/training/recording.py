@@ -124,7 +124,6 @@ class SaveRun(Checkpoint):
             "miou": record["miou"],
             "mean_accuracy": record["mean_accuracy"],
             "pixel_accuracy": record["pixel_accuracy"],
-            "mean_category_iou": record["mean_category_iou"],
             "images_per_second": round(self._images / self._seconds, 2),
             "seconds": round(self._seconds, 1),
             **{f"iou/{name}": value for name, value in record["class_iou"].items()},

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from segdeconv.data.check import quick_check
 from segdeconv.training.averaging import AveragedWeights
 from segdeconv.training.callbacks import FiniteLoss, RunStopped, SeedEachStep, StopRequest
 from segdeconv.training.cli import ConfigParser
@@ -147,7 +148,16 @@ def describe(folder: Path, parser: ConfigParser, config: Namespace, network: Any
 
 
 def check_data(data: SegmentationData) -> None:
-    """Look at the files before anything is built on them."""
+    """Read some samples of both splits before hours are spent on them.
+
+    Raises:
+        ValueError: If something is wrong with one.
+    """
+    for name, samples in (("training", data.train_set), ("validation", data.val_set)):
+        problems = quick_check(samples)
+        if problems:
+            more = f" (and {len(problems) - 1} more problems)" if problems[1:] else ""
+            raise ValueError(f"{name} data: {problems[0]}{more}")
 
 
 def hush() -> None:

@@ -1,0 +1,34 @@
+"""A street that fits in a test: CamVid's layout, a dozen small images that can be learnt."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def tiny_camvid(tmp_path_factory):
+    """CamVid's folders with 10 training and 5 validation images of 48 x 40 pixels.
+
+    Sky (0) above, road (3) below, a building (1) of random width between, a strip of void (11); each
+    class has its colour, with noise.
+    """
+    root = tmp_path_factory.mktemp("tiny") / "camvid"
+    colours = {0: (120, 160, 220), 1: (150, 90, 60), 3: (90, 90, 95), 11: (0, 0, 0)}
+    for split, count in {"train": 10, "val": 5}.items():
+        for folder in ("images", "masks"):
+            (root / split / folder).mkdir(parents=True)
+        for number in range(count):
+            generator = np.random.default_rng([len(split), number])
+            mask = np.zeros((40, 48), np.uint8)
+            mask[24:] = 3
+            mask[8:24, : generator.integers(10, 40)] = 1
+            mask[:2] = 11
+            image = np.zeros((40, 48, 3), np.int64)
+            for label, colour in colours.items():
+                image[mask == label] = colour
+            image += generator.integers(-20, 20, image.shape)
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(
+                root / split / "images" / f"{number:02}.png"
+            )
+            Image.fromarray(mask).save(root / split / "masks" / f"{number:02}.png")
+    return root

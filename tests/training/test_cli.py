@@ -1,0 +1,170 @@
+"""Configs compose, and a mistake in one is a sentence that helps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from segdeconv.training.callbacks import RunStopped
+from segdeconv.training.cli import ConfigParser, UsageError, run_tool
+
+
+@pytest.fixture(scope="module")
+def parser():
+    return ConfigParser("the short help")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return str(path)
+
+    return to
+
+
+def test_later_files_win_over_earlier_ones_and_the_command_line_over_all(parser, write):
+    first = write("a.yaml", {"optimizer": {"lr": 1.0, "momentum": 0.5}, "seed": 1})
+    second = write("b.yaml", {"optimizer": {"lr": 2.0}, "seed": 2})
+    config = parser.read(["--config", first, "--config", second, "--seed", "3"])
+    assert (config.optimizer.lr, config.optimizer.momentum, config.seed) == (2.0, 0.5, 3)
+
+
+def test_bases_are_read_before_the_config_that_names_them(parser, write):
+    write("recipes/deep.yaml", {"optimizer": {"lr": 1.0, "momentum": 0.1}, "seed": 4})
+    write("recipes/base.yaml", {"base": "deep.yaml", "optimizer": {"lr": 2.0}})
+    path = write("top.yaml", {"base": ["recipes/base.yaml"], "optimizer": {"momentum": 0.2}})
+    for given in (["--config", path], [f"--config={path}"]):
+        config = parser.read(given)
+        assert (config.optimizer.lr, config.optimizer.momentum, config.seed) == (2.0, 0.2, 4)
+
+
+def test_a_number_with_an_exponent_is_a_number(parser, write):
+    path = write("a.yaml", "optimizer: {lr: 1e-3}")
+    assert parser.read(["--config", path]).optimizer.lr == 0.001
+
+
+def test_what_is_written_is_read_back_as_it_was(parser, write):
+    path = write("a.yaml", {"data": {"crop_size": [3, 4]}, "model": {"operator_options": {"a": 1}}})
+    config = parser.read(["--config", path, "--loss.terms", "{dice: 2}"])
+    again = parser.read(["--config", write("b.yaml", parser.write(config))])
+    del config["config"], again["config"]
+    assert again == config
+
+
+def test_a_list_of_albumentations_transforms_is_built_and_checked(parser, write):
+    transforms = [
+        {"class_path": "albumentations.HorizontalFlip", "init_args": {"p": 0.5}},
+        {"class_path": "albumentations.Normalize"},
+    ]
+    path = write("a.yaml", {"data": {"train_transforms": transforms}})
+    built = parser.instantiate(parser.read(["--config", path]))
+    assert "HorizontalFlip" in repr(built.data._train_transform())
+    transforms[0]["init_args"] = {"prob": 0.5}
+    path = write("b.yaml", {"data": {"train_transforms": transforms}})
+    words = "data.train_transforms: albumentations.HorizontalFlip: Option 'prob' is not accepted"
+    with pytest.raises(UsageError, match=words):
+        parser.read(["--config", path])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--optimizer.lrr", "1"],
+            "command line: unknown key optimizer.lrr; did you mean opt.*lr?",
+        ),
+        (["--model.encodr=x"], "did you mean model.encoder?"),
+        (["--lr", "1"], "did you mean optimizer.lr?"),
+        (["--data.batch_size", "many"], "data.batch_size: expected int, got many"),
+        (["--data.crop_size", "[1, 2, 3]"], r"data.crop_size: .*2 elements, got \[1, 2, 3\]"),
+        (["--optimizer.name", "adam"], "expected one of 'sgd', 'adamw', got adam"),
+        (["--trainer.max_epochs"], "trainer.max_epochs: expected one argument"),
+        (["--config"], "--config needs a file"),
+        (["something"], "unrecognized arguments: something"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(parser, arguments, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        parser.read(arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("optimizer: {lrr: 1}", "a.yaml: unknown key optimizer.lrr; did you mean optimizer.lr?"),
+        ("optimiser: {lr: 1}", "did you mean optimizer.lr?"),
+        ("data: {batch_size: x}", "data.batch_size: expected int, got x"),
+        ("data: [1", "a.yaml, line 1: "),
+        ("just words", "a.yaml holds no keys"),
+        ("base: a.yaml", "a.yaml is its own base"),
+        ("base: b.yaml", "no config .*b.yaml"),
+    ],
+)
+def test_a_mistake_in_a_config_is_named_with_its_file(parser, write, content, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        parser.read(["--config", write("a.yaml", content)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_that_is_not_there_is_said_with_the_nearest_one(parser, write, monkeypatch):
+    monkeypatch.chdir(Path(write("configs/quickstart.yaml", "seed: 1")).parents[1])
+    with pytest.raises(UsageError, match="did you mean configs/quickstart.yaml?"):
+        parser.read(["--config", "configs/quikstart.yaml"])
+
+
+def test_help_is_short_and_the_long_one_has_every_key(parser, capsys):
+    for option in ("--help", "-h"):
+        with pytest.raises(SystemExit) as stop:
+            parser.read([option])
+        assert stop.value.code == 0
+        assert capsys.readouterr().out == "the short help\n"
+    with pytest.raises(SystemExit):
+        parser.read(["--help-all"])
+    printed = capsys.readouterr().out
+    assert all(
+        f"--{key}" in printed for key in parser.parser.get_defaults().keys() if key != "config"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UsageError("a typo"), 2, "error: a typo"),
+        (ValueError("a wish"), 1, "error: a wish"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (MisconfigurationException("no such device"), 1, "error: no such device"),
+        (torch.OutOfMemoryError("CUDA …"), 1, "lower data.batch_size"),
+        (RunStopped("step 3 is saved"), 130, "stopped; step 3 is saved"),
+        (KeyboardInterrupt(), 130, "stopped at once"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_an_exit_code_without_a_traceback(error, code, words, capsys):
+    def tool(_):
+        raise error
+
+    assert run_tool(tool, []) == code
+    shown = capsys.readouterr().err
+    assert words in shown and "Traceback" not in shown
+
+
+def test_debug_shows_the_traceback_and_is_not_given_to_the_tool(capsys):
+    def tool(arguments):
+        assert arguments == ["x"]
+        raise ValueError("a wish")
+
+    assert run_tool(tool, ["--debug", "x"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    def tool(_):
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        run_tool(tool, [])
