@@ -10,6 +10,13 @@ from typing import Any
 from segdeconv.data.camvid import CamVid
 from segdeconv.data.cityscapes import Cityscapes
 from segdeconv.data.folder import FolderDataset
+from segdeconv.data.synthetic import SyntheticStreets
 from segdeconv.registry import Registry
 
-DATASETS = Registry[Any]("data set", cityscapes=Cityscapes, camvid=CamVid, folder=FolderDataset)
+DATASETS = Registry[Any](
+    "data set",
+    cityscapes=Cityscapes,
+    camvid=CamVid,
+    folder=FolderDataset,
+    synthetic=SyntheticStreets,
+)
