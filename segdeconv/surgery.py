@@ -30,7 +30,7 @@ layers with the same function in evaluation.  The rules:
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -226,9 +226,8 @@ def convert(
         raise ValueError(_nothing_to_do(operator, module, plan.rows))
     never = uncalled_layers(module, example_input) if example_input is not None else []
     biases, copied = plan.apply(module)
-    return SurgeryReport(
-        operator, type(module).__name__, tuple(plan.rows), biases, copied, tuple(never)
-    )
+    left = tuple(name for name in never if _is_layer(module.get_submodule(name)))
+    return SurgeryReport(operator, type(module).__name__, tuple(plan.rows), biases, copied, left)
 
 
 class _Rules:
@@ -388,9 +387,8 @@ class _Plan:
         if norm in staying:
             return "kept", f"near {staying[norm]}, which is skipped"
         self.changes[norm] = lambda: without_batchnorm(norm)
-        return "removed", "its dropout and activation stay" if fuses_activation(
-            norm
-        ) else "nothing in its place"
+        fused = fuses_activation(norm)
+        return "removed", "its dropout and activation stay" if fused else "nothing in its place"
 
 
 def _unswappable(conv: AnyConv) -> str | None:
@@ -493,7 +491,12 @@ def fold(module: Module) -> Module:
     `Conv2dStaticSamePadding` becomes an `nn.Conv2d`, with an `nn.ZeroPad2d` in front where top and
     bottom, or left and right, differ.
     """
-    model = copy.deepcopy(module).eval()
+    return _folded(module).eval()
+
+
+def _folded(module: Module) -> Module:
+    """`fold`, in the mode that every layer has."""
+    model = copy.deepcopy(module)
     if isinstance(model, OPERATOR_LAYERS):
         return cast(Module, _plain(model))
     swap_modules(model, lambda _, m: isinstance(m, OPERATOR_LAYERS), lambda _, layer: _plain(layer))
@@ -508,11 +511,11 @@ def _plain(layer: nn.Module) -> nn.Module:
         arguments.pop("padding_mode")
         host = Conv2dSame(**arguments)
         host.weight, host.bias = plain.weight, plain.bias
-        return cast(nn.Module, host.eval())
+        return cast(nn.Module, host.train(layer.training))
     if padding is _pad_statically and isinstance(layer.static_padding, nn.ZeroPad2d):
         left, right, top, bottom = layer.static_padding.padding
         if (left, top) != (right, bottom):
-            return nn.Sequential(layer.static_padding, plain).eval()
+            return nn.Sequential(layer.static_padding, plain).train(layer.training)
         plain.padding = (top, left)
     return plain
 
@@ -538,20 +541,23 @@ def uncalled_layers(module: nn.Module, example_input: Tensor) -> list[str]:
         module: Any network.
         example_input: (N, C, H, W), whose values do not matter.
     """
-    layers = {m: n for n, m in module.named_modules() if isinstance(m, _ConvNd | _NormBase)}
-    called: set[nn.Module] = set()
-    handles = [m.register_forward_hook(lambda m, *_: called.add(m)) for m in layers]
-    state = dict(_tensors(module))
+    names = [n for n, m in module.named_modules() if isinstance(m, _ConvNd | _NormBase)]
+    plain = _folded(module) if _is_converted(module) else module  # autocast does not know meta
+    called: set[str] = set()
+    handles = [
+        plain.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
+        for name in names
+    ]
+    tensors = (*plain.named_parameters(), *plain.named_buffers())
+    state = {name: tensor.to("meta") for name, tensor in tensors}
     try:
         with torch.no_grad():
-            torch.func.functional_call(module, state, (example_input.to("meta"),))
+            torch.func.functional_call(plain, state, (example_input.to("meta"),))
     finally:
         for handle in handles:
             handle.remove()
-    return [name for layer, name in layers.items() if layer not in called]
+    return [name for name in names if name not in called]
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers on the meta device."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        yield name, tensor.to("meta")
+def _is_converted(module: nn.Module) -> bool:
+    return any(isinstance(part, OPERATOR_LAYERS) for part in module.modules())

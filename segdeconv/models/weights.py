@@ -153,6 +153,11 @@ class Fit:
         return len(self.missing) + len(self.unexpected) + len(self.misfits)
 
     @property
+    def names_fit(self) -> bool:
+        """Whether the file and the part have the same keys, shapes aside."""
+        return not self.missing and not self.unexpected
+
+    @property
     def complete(self) -> bool:
         """Whether the file gives the part all it needs and nothing else."""
         return bool(self.pairs) and not self.problems
@@ -204,8 +209,12 @@ class Fit:
 
 
 def best_fit(model: "SegmentationModel", state: State) -> Fit:
-    """The pairing of a part of the file with a part of the model that has most in common."""
-    return max(_fits(model, state), key=lambda fit: (len(fit.pairs), fit.complete))
+    """The pairing of a part of the file with a part of the model that has most in common.
+
+    Names count before shapes: with the same decoder for another number of classes it is the whole
+    network that does not fit, with another decoder it is the encoder that does.
+    """
+    return max(_fits(model, state), key=lambda fit: (fit.names_fit, len(fit.pairs), fit.complete))
 
 
 def _fits(model: "SegmentationModel", state: State) -> Iterator[Fit]:
@@ -298,10 +307,11 @@ def _looks_like(encoder: str, state: State) -> str | None:
         {k.removeprefix(prefix): v.shape for k, v in state.items() if k.startswith(prefix)}
         for prefix in _prefixes(state)
     ]
+    fitting = {}
     for name in family:
         with torch.device("meta"):
             candidate = smp.encoders.get_encoder(name, weights=None)
         own = {k: v.shape for k, v in candidate.state_dict().items() if not k.endswith(_OPTIONAL)}
-        if any(own.items() <= shape.items() for shape in shapes) and own:
-            return str(name)
-    return None
+        if any(own.items() <= shape.items() for shape in shapes):
+            fitting[str(name)] = len(own)
+    return max(fitting, key=lambda name: fitting[name], default=None)
