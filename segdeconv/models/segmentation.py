@@ -27,14 +27,16 @@ class SegmentationModel(nn.Module):
     a `SegmentationOutput` of both logits; the auxiliary head helps the encoder to learn and is not
     run in evaluation.
 
-    Images are padded on the right and at the bottom to a multiple of ``divisor``, and the logits
-    are cropped.  The border is repeated outwards: the network and its statistics see a plausible
-    continuation of the image, not a black or grey bar, and the pixel grid stays where it was.
+    Images are padded on the right and at the bottom to a multiple of ``divisor``, at least to
+    ``min_size``, and the logits are cropped.  The border is repeated outwards: the network and its
+    statistics see a plausible continuation of the image, not a black or grey bar, and the pixel
+    grid stays where it was.
 
     Attributes:
         network: The library's own network.
         aux_head: (N, C, h, w) features -> logits at their size, or None.
         divisor: What the network needs height and width to be a multiple of.
+        min_size: The least height and width that the network takes.
         config: Arguments of `segdeconv.models.create_model` that build this model again; JSON-able.
         surgery_report: What the operator did.
         weights_report: What was loaded, or None.
@@ -49,18 +51,20 @@ class SegmentationModel(nn.Module):
         config: dict[str, Any],
         aux_head: nn.Module | None = None,
         divisor: int = 1,
+        min_size: int = 1,
     ) -> None:
         super().__init__()
         self.network = network
         self.aux_head = aux_head
         self.config = config
         self.divisor = divisor
+        self.min_size = min_size
         self._encoder_frozen = False
 
     def forward(self, images: Tensor) -> Tensor | SegmentationOutput:
         """(N, in_channels, H, W) -> (N, num_classes, H, W)."""
         height, width = images.shape[-2:]
-        below, right = -height % self.divisor, -width % self.divisor
+        below, right = (self._missing(size) for size in (height, width))
         if below or right:
             images = F.pad(images, (0, right, 0, below), mode="replicate")
         logits, aux = self._logits(images)
@@ -68,6 +72,10 @@ class SegmentationModel(nn.Module):
         if aux is None:
             return logits
         return SegmentationOutput(logits, _resized(aux, images)[..., :height, :width])
+
+    def _missing(self, size: int) -> int:
+        """Pixels to pad a side of this length by."""
+        return max(-size % self.divisor, self.min_size - size)
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits of network and auxiliary head, each at a size of its own."""
@@ -163,7 +171,7 @@ def wrap(network: nn.Module, config: dict[str, Any]) -> SegmentationModel:
             raise ValueError(_no_aux(config))
         return TorchvisionModel(network, config, aux_head)
     aux_head = _aux_head(network, config) if config["aux_head"] else None
-    return SmpModel(network, config, aux_head, find_divisor(network, config))
+    return SmpModel(network, config, aux_head, *find_sizes(network, config))
 
 
 def _aux_head(network: nn.Module, config: dict[str, Any]) -> nn.Module:
@@ -181,34 +189,46 @@ def _no_aux(config: dict[str, Any]) -> str:
     )
 
 
-def find_divisor(network: nn.Module, config: dict[str, Any]) -> int:
-    """The least of 1, 8, 16, 32, 64 whose odd multiples the network accepts as image size.
+def find_sizes(network: nn.Module, config: dict[str, Any]) -> tuple[int, int]:
+    """Divisor and least size of the images that a network takes.
 
-    Tried out on the meta device, shapes only (0.05 s; 0.8 s for hrnet).  smp knows its own needs,
-    not those of timm's encoders: its U-Net says that it takes any size, and fails with tu-hrnet_w18
-    below a multiple of 32.
+    The divisor is the least of 1, 8, 16, 32, 64 whose odd multiples work; both are tried out on the
+    meta device, shapes only (0.05 s a try; 0.4 s for hrnet).  smp knows its own needs, not those of
+    timm's encoders: its U-Net says that it takes any size, and fails with tu-hrnet_w18 below a
+    multiple of 32.  PAN's pyramid fails below 128 pixels.
 
     Raises:
-        ValueError: The network accepts none of these sizes.
+        ValueError: The network works at none of these sizes.
     """
-    tensors = (*network.named_parameters(), *network.named_buffers())
-    state = {name: tensor.to("meta") for name, tensor in tensors}
     failure: Exception | None = None
     for divisor in (1, 8, 16, 32, 64):
-        height, width = ((-(-size // divisor) | 1) * divisor for size in (97, 131))
-        images = torch.empty(2, config["in_channels"], height, width, device="meta")
-        try:
-            with torch.no_grad():
-                torch.func.functional_call(network, state, (images,))
-            return divisor
-        except Exception as error:  # whatever the host's layers raise on a size that does not fit
-            failure = error
-    reason = str(failure).split("\n")[0].rstrip(".")
-    raise ValueError(
-        f"{config['arch']!r} with encoder {config['encoder']!r} and these options does not run on "
-        f"images of free size ({reason}); an encoder with a size of its own may be freed by "
-        f"dynamic_img_size=True (vision transformers) or strict_img_size=False (Swin)"
-    )
+        height, width = ((-(-size // divisor) | 1) * divisor for size in (257, 289))
+        failure = _failure(network, config["in_channels"], height, width)
+        if failure is None:
+            break
+    if failure is not None:
+        reason = str(failure).split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{config['arch']!r} with encoder {config['encoder']!r} and these options does not run "
+            f"on images of free size ({reason}); an encoder with a size of its own may be freed by "
+            f"dynamic_img_size=True (vision transformers) or strict_img_size=False (Swin)"
+        )
+    sizes = [size for size in (32, 64, 128) if size % divisor == 0]
+    works = (s for s in sizes if _failure(network, config["in_channels"], s, s) is None)
+    return divisor, next(works, 256)
+
+
+def _failure(network: nn.Module, channels: int, height: int, width: int) -> Exception | None:
+    """What a network raises on two images of this size, if anything."""
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    state = {name: tensor.to("meta") for name, tensor in tensors}
+    images = torch.empty(2, channels, height, width, device="meta")
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(network, state, (images,))
+    except Exception as error:  # whatever the host's layers raise on a size that does not fit
+        return error
+    return None
 
 
 def _resized(logits: Tensor, images: Tensor) -> Tensor:

@@ -69,11 +69,19 @@ def test_an_image_of_fitting_size_goes_to_the_network_as_it_is():
         ("unet", "tu-hrnet_w18_small", 32),  # smp says that its U-Net takes any size
         ("pspnet", "resnet18", 8),
         ("deeplabv3plus", "resnet18", 16),
+        ("pan", "resnet18", 16),
         ("fcn", "resnet50", 1),
     ],
 )
 def test_the_divisor_is_what_the_network_really_needs(arch, encoder, divisor):
     assert small(arch, encoder, operator="batchnorm").divisor == divisor
+
+
+def test_images_below_the_least_size_are_padded_to_it():
+    model = small("pan", operator="batchnorm").eval()
+    assert model.min_size == 128
+    with torch.no_grad():
+        assert model(images(1, 3, 20, 200)).shape == (1, 3, 20, 200)
 
 
 def test_a_network_of_torchvision_keeps_its_function():
