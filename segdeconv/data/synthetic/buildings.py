@@ -52,7 +52,7 @@ def draw_houses(
     canvas: Canvas, dice: Dice, side: Side, street: Street, lots: list[tuple[float, float]]
 ) -> None:
     """Draw the houses of one side on their lots, far to near."""
-    storeys = dice.between(1, 6)
+    storeys = dice.between(1, 7)
     houses = []
     for number, (near, far) in enumerate(lots):
         exposed = number == 0 or near - lots[number - 1][1] > 0.5

@@ -66,7 +66,7 @@ class Dice:
     ) -> Colour:
         """Draw a colour from ranges of hue (0 to 1, red to red), saturation (0 to 1) and value."""
         value_of_pixel = self.between(*value)
-        red, green, blue = hsv_to_rgb(self.between(*hue), self.between(*saturation), 1.0)
+        red, green, blue = hsv_to_rgb(self.between(*hue) % 1.0, self.between(*saturation), 1.0)
         return (red * value_of_pixel, green * value_of_pixel, blue * value_of_pixel)
 
     def vary(self, colour: Colour, amount: float) -> Colour:

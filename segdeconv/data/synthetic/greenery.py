@@ -48,7 +48,7 @@ def draw_clumps(
 
 def draw_tree(canvas: Canvas, dice: Dice, leaves: Colour, x: float, z: float) -> None:
     """Draw a tree: trunk, then a crown of clumps; round, tall or conical."""
-    height, shape = dice.between(3.5, 11), dice.weighted(round=0.6, tall=0.2, cone=0.2)
+    height, shape = dice.between(3.5, 13), dice.weighted(round=0.6, tall=0.2, cone=0.2)
     trunk = height * dice.between(0.2, 0.45) if shape != "cone" else 0.1 * height
     wide = {"round": 0.36, "tall": 0.18, "cone": 0.22}[shape] * height * dice.between(0.7, 1.2)
     bark = dice.colour(hue=(0.03, 0.12), saturation=(0.1, 0.4), value=(40, 110))
@@ -87,7 +87,7 @@ def draw_thicket(
     canvas: Canvas, dice: Dice, leaves: Colour, x: tuple[float, float], z: float
 ) -> None:
     """Draw a mass of leaves from ``x`` to ``x`` at distance ``z``: the edge of a wood."""
-    height = dice.between(3, 9)
+    height = dice.between(3, 12)
     count = max(4, min(24, int((x[1] - x[0]) / (0.35 * height))))
     across = np.linspace(*x, count) + dice.many(-0.5, 0.5, count)
     centres = np.stack([across, dice.many(0.2, 0.75, count) * height], axis=-1)

@@ -11,6 +11,7 @@ from segdeconv.data.synthetic.shapes import (
     draw_figure,
     limb,
     rectangle,
+    ring,
     shade_figure,
 )
 
@@ -64,29 +65,22 @@ def _walker(dice: Dice, label: Label, stride: float, broad: float) -> list[Part]
     return [Part(label, colour, outline) for colour, outline in outlines]
 
 
-def _wheel(label: Label, centre: Point, radius: float, tyre: Colour, spokes: int) -> list[Part]:
-    """A wheel one can see through: spokes and a tyre of short bars."""
-    outline = disc(centre, radius)
-    parts = [Part(label, tyre, outline, see_through=True)]
-    inner = [((p - centre) * 0.86 + centre) for p in outline]
-    del inner
-    for number in range(12):
-        first, second = outline[number], outline[(number + 1) % 12]
-        parts.append(Part(label, tyre, limb(tuple(first), tuple(second), 0.05)))
-    for number in range(spokes):
-        parts.append(
-            Part(
-                label, scaled(tyre, 1.6), limb(centre, tuple(outline[number * 12 // spokes]), 0.015)
-            )
-        )
-    return parts
+def _wheel(centre: Point, tyre: Colour) -> list[Part]:
+    """A wheel 0.68 m high that one can see through: label, tyre, spokes."""
+    label, rim = Label.BICYCLE, disc(centre, 0.34)
+    spokes = [limb(centre, (float(x), float(y)), 0.015) for x, y in rim[::3]]
+    return [
+        Part(label, tyre, rim, see_through=True),
+        Part(label, tyre, ring(centre, 0.34, 0.28)),
+        *(Part(label, scaled(tyre, 1.6), spoke) for spoke in spokes),
+    ]
 
 
 def _bicycle(dice: Dice) -> list[Part]:
     """A bicycle in profile, facing right: wheels at 0.53 m before and behind its middle."""
     label, tyre = Label.BICYCLE, dice.grey(20, 60)
     frame = dice.colour(saturation=(0, 0.8), value=(20, 230))
-    parts = _wheel(label, (-0.53, 0.34), 0.34, tyre, 6) + _wheel(label, (0.53, 0.34), 0.34, tyre, 6)
+    parts = _wheel((-0.53, 0.34), tyre) + _wheel((0.53, 0.34), tyre)
     tubes = (
         ((-0.53, 0.34), (-0.12, 0.32)),
         ((-0.12, 0.32), (-0.22, 0.82)),

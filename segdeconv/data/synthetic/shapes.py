@@ -33,6 +33,13 @@ def disc(centre: Point, radius: float) -> Floats:
     return polygon(centre, radius, 12)
 
 
+def ring(centre: Point, outer: float, inner: float) -> Floats:
+    """A ring (26, 2): once around outside, and back inside."""
+    circle = unit_polygon(12)
+    closed = np.concatenate([circle, circle[:1]])
+    return np.concatenate([outer * closed, inner * closed[::-1]]) + centre
+
+
 def rectangle(left: float, right: float, low: float, high: float) -> Floats:
     """A rectangle (4, 2)."""
     return np.array([(left, low), (right, low), (right, high), (left, high)], float)

@@ -99,7 +99,7 @@ def draw_street(dice: Dice, camera: Camera) -> Street:
 
 
 def _draw_side(dice: Dice, sign: int, road: float) -> Side:
-    kind = dice.weighted(houses=0.6, mixed=0.2, park=0.2)
+    kind = dice.weighted(houses=0.5, mixed=0.25, park=0.25)
     parking = dice.between(1.9, 2.4) if dice.chance(0.5) else 0.0
     kerb = road + parking + dice.between(0, 0.6)
     verge = kerb + (dice.between(0.8, 3.0) if dice.chance(0.3) else 0.0)

@@ -4,6 +4,7 @@ A texture is a periodic tile of zero mean and unit spread.  Four layers of them 
 two on the picture plane, one on the ground and one on the walls along the street, in perspective.
 """
 
+import math
 from enum import IntEnum
 from functools import lru_cache
 
@@ -24,6 +25,11 @@ GROUND_DENSITY = 24.0
 
 WALL_DENSITY = 20.0
 """Texels per metre on walls."""
+
+# At the horizon and the vanishing point the coordinates grow without bound, and OpenCV 5.0 returns
+# numbers beyond 1e9 or NaN there.
+TEXTURE_END = 300.0
+"""Ground and walls are smooth from this distance on, in metres."""
 
 
 class Material(IntEnum):
@@ -115,43 +121,50 @@ def mixed_tile(fine: str, coarse: str) -> Layer:
 
 
 def _on_ground(dice: Dice, tile: Layer, camera: Camera) -> Layer:
-    """A tile lying on the ground, over the whole picture (zero above the horizon)."""
+    """A tile lying on the ground, over the whole picture (zero from `TEXTURE_END` on)."""
     height, width = camera.size
-    top = int(camera.vanishing[1] - abs(camera.roll) * width)
+    tilt = abs(camera.roll) * max(camera.vanishing[0], width - camera.vanishing[0])
+    end = camera.focal * camera.height / TEXTURE_END
+    rows = (min(height, math.ceil(camera.vanishing[1] + tilt + end)), height)
     layer = np.zeros((height, width), np.float32)
-    layer[top:] = _lay(dice, tile, camera.ground_map(GROUND_DENSITY), (top, height), (0, width))
+    _lay(dice, tile, camera.ground_map(GROUND_DENSITY), layer, rows, (0, width))
     return layer
 
 
 def _on_walls(dice: Dice, tile: Layer, camera: Camera, wall_x: tuple[float, float]) -> Layer:
-    """A tile on the wall to the left and on the one to the right."""
+    """A tile on the wall to the left and on the one to the right, as `_on_ground`."""
     height, width = camera.size
-    middle = round(camera.vanishing[0])
-    halves = []
-    for x, columns in zip(wall_x, ((0, middle), (middle, width)), strict=True):
+    tilt = abs(camera.roll) * max(camera.vanishing[1], height - camera.vanishing[1])
+    layer = np.zeros((height, width), np.float32)
+    for x in wall_x:
+        end = tilt + camera.focal * abs(x) / TEXTURE_END
+        left, right = math.floor(camera.vanishing[0] - end), math.ceil(camera.vanishing[0] + end)
+        columns = (0, max(0, left)) if x < 0 else (min(width, right), width)
         onto = camera.wall_map(x, WALL_DENSITY * dice.between(0.6, 1.4))
-        halves.append(_lay(dice, tile, onto, (0, height), columns))
-    return np.concatenate(halves, axis=1)
+        _lay(dice, tile, onto, layer, (0, height), columns)
+    return layer
 
 
 def _lay(
     dice: Dice,
     tile: Layer,
     onto: NDArray[np.float64],
+    layer: Layer,
     rows: tuple[int, int],
     columns: tuple[int, int],
-) -> Layer:
-    """A tile in perspective, over a part of the picture."""
+) -> None:
+    """Write a tile in perspective into a part of a layer."""
     shift = np.array([[1, 0, -dice.count(0, TILE)], [0, 1, -dice.count(0, TILE)], [0, 0, 1]])
     part = np.array([[1, 0, -columns[0]], [0, 1, -rows[0]], [0, 0, 1]])
-    laid: Layer = cv2.warpPerspective(
-        tile,
-        part @ onto @ shift,
-        (columns[1] - columns[0], rows[1] - rows[0]),
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_WRAP,
-    )
-    return laid
+    height, width = rows[1] - rows[0], columns[1] - columns[0]
+    if height and width:
+        layer[rows[0] : rows[1], columns[0] : columns[1]] = cv2.warpPerspective(
+            tile,
+            part @ onto @ shift,
+            (width, height),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_WRAP,
+        )
 
 
 @lru_cache(maxsize=1)
