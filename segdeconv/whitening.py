@@ -78,14 +78,28 @@ class Blocks:
         return columns.view(self.num, self.size, -1)
 
     def split_kernel(self, weight: Tensor) -> Tensor:
-        """(O, C / groups, ...) -> (groups, O / groups, G / groups, D)."""
+        """(O, C / groups, ...) -> (M, rows, D): the rows that each inverse root multiplies."""
         if self.interleaved:
-            return weight.reshape(1, -1, self.size, self.num).transpose(2, 3)
-        return weight.reshape(self.groups, -1, self.num // self.groups, self.size)
+            split = weight.reshape(1, -1, self.size, self.num).transpose(2, 3)
+        else:
+            split = weight.reshape(self.groups, -1, self.num // self.groups, self.size)
+        if self.num_roots > 1:
+            split = split.transpose(1, 2)
+        return split.reshape(self.num_roots, -1, self.size)
 
-    def join_kernel(self, kernel: Tensor, shape: torch.Size) -> Tensor:
+    def join_kernel(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Inverse of `split_kernel`."""
-        return (kernel.transpose(2, 3) if self.interleaved else kernel).reshape(shape)
+        per_group = self.num // self.groups
+        if self.num_roots > 1:
+            split = rows.view(self.groups, per_group, -1, self.size).transpose(1, 2)
+        else:
+            split = rows.view(self.groups, -1, per_group, self.size)
+        return (split.transpose(2, 3) if self.interleaved else split).reshape(shape)
+
+    def mean_of_columns(self, mean: Tensor) -> Tensor:
+        """(1 or G, D) -> (groups, C x taps / groups), the mean of each column."""
+        means = mean.expand(self.num, -1)
+        return (means.mT if self.interleaved else means).reshape(self.groups, -1)
 
 
 def patch_columns(
@@ -414,16 +428,11 @@ def merge(
     Returns:
         Kernel in the shape of ``weight``, in ``dtype``; bias (O,) in the precision of ``root``.
     """
-    split = blocks.split_kernel(weight.to(root.dtype))
-    if len(root) == 1:
-        kernel = (split.reshape(-1, blocks.size) @ root[0]).view(split.shape)
-    else:
-        roots = root.view(blocks.groups, -1, blocks.size, blocks.size)
-        kernel = torch.einsum("gobd,gbde->gobe", split, roots)
-    kernel = kernel.to(dtype or root.dtype)
-    means = mean.expand(blocks.num, -1).reshape(blocks.groups, -1, blocks.size)
-    shift = torch.einsum("gobd,gbd->go", kernel.to(root.dtype), means).flatten()
-    kernel = blocks.join_kernel(kernel, weight.shape)
+    rows = blocks.split_kernel(weight.to(root.dtype))
+    kernel = blocks.join_kernel(torch.bmm(rows, root), weight.shape).to(dtype or root.dtype)
+    means = blocks.mean_of_columns(mean)
+    by_group = kernel.reshape(blocks.groups, -1, means.shape[1]).to(root.dtype)
+    shift = torch.bmm(by_group, means[..., None]).flatten()
     return kernel, -shift if bias is None else bias.to(root.dtype) - shift
 
 
