@@ -217,23 +217,32 @@ class WhitenedLayer(nn.Module):
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and root of this batch, or the running ones where the batch cannot give them."""
-        settings, running_mean = self.settings, self.running_mean
+        settings = self.settings
         stride, freedom = self._sampling(x)
         if freedom < 1:  # one row has no covariance; running statistics can serve and stay
             return self._running()
-        columns = self._columns(x, stride).to(running_mean.dtype)
+        live = self._advance_freeze_counter() if settings.freeze else None
+        may_branch = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if live is not None and may_branch and not live:
+            return self._running()
+        columns = self._columns(x, stride).to(self.running_mean.dtype)
         mean, covariance = moments(columns, self.blocks)
         wanted = settings.min_rows * self.blocks.size
         if freedom < wanted:
             covariance = shrink(covariance, 1 - freedom / wanted)
-        live = mean.isfinite().all() & covariance.isfinite().all()
+        # A value that is not finite, or too large to square, shows in its column's variance.
+        finite = covariance.diagonal(dim1=-2, dim2=-1).isfinite().all()
+        live = finite if live is None else live & finite
+        if may_branch and not live:
+            return self._running()
         identity = torch.eye(self.blocks.size, dtype=covariance.dtype, device=covariance.device)
-        covariance = torch.where(live, covariance, identity) + settings.eps * identity
+        if not may_branch:  # asking a GPU for the answer would make it wait
+            covariance = torch.where(live, covariance, identity)
+        covariance = torch.add(covariance, identity, alpha=settings.eps)
         root = inverse_root(covariance, settings.n_iter, settings.backend)
-        if settings.freeze:
-            live = live & self._advance_freeze_counter()
-        old_mean, old_root = self._running()
-        mean, root = torch.where(live, mean, old_mean), torch.where(live, root, old_root)
+        if not may_branch:
+            old_mean, old_root = self._running()
+            mean, root = torch.where(live, mean, old_mean), torch.where(live, root, old_root)
         if not in_backward():
             self._update(mean.detach(), root.detach(), live)
         return mean, root
@@ -261,11 +270,10 @@ class WhitenedLayer(nn.Module):
     @torch.no_grad()
     def _update(self, mean: Tensor, root: Tensor, live: Tensor) -> None:
         """Average a batch in; where it was not live, it equals the running statistics already."""
-        rate = torch.full_like(self.running_weight, self.settings.momentum)
-        weight = torch.lerp(self.running_weight, torch.ones_like(rate), rate)
-        if self.settings.bias_correction:
-            # Keeps the buffers themselves corrected: equal to (average - start) / (1 - (1 - m)^t).
-            rate = rate / weight
+        momentum = self.settings.momentum
+        weight = self.running_weight * (1 - momentum) + momentum
+        # Divided, the buffers themselves stay corrected: (average - start) / (1 - (1 - m)^t).
+        rate: Any = momentum / weight if self.settings.bias_correction else momentum
         self.running_mean.lerp_(mean.flatten(), rate)
         self.running_deconv.lerp_(root.view_as(self.running_deconv), rate)
         self.running_weight.copy_(torch.where(live, weight, self.running_weight))
