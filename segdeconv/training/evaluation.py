@@ -10,7 +10,7 @@ from tqdm import tqdm
 from segdeconv.inference import evaluate
 from segdeconv.training.cli import ConfigParser
 from segdeconv.training.data_module import SegmentationData
-from segdeconv.training.run_folder import environment, read_weights
+from segdeconv.training.run_folder import check_fit, environment, read_weights
 from segdeconv.training.task import build_network
 
 
@@ -37,7 +37,9 @@ def evaluate_run(
     device = pick_device(config.device)
     network = build_network(built.model, data.label_set)
     path = checkpoint_path(folder, config.checkpoint)
-    load_exactly(network, path)
+    weights = read_weights(path)
+    check_fit(network, weights, path)
+    network.load_state_dict(weights)
     network.to(device).eval()
     loader = data.val_dataloader(config.limit)
     scores = evaluate(
@@ -69,27 +71,6 @@ def checkpoint_path(folder: Path, checkpoint: str) -> Path:
     if checkpoint == "best":
         return folder / "weights.safetensors"
     return folder / "checkpoints" / "last.ckpt" if checkpoint == "last" else Path(checkpoint)
-
-
-def load_exactly(network: torch.nn.Module, path: Path) -> None:
-    """Load weights that must fit in every name and shape.
-
-    Raises:
-        ValueError: If they are those of another network.
-    """
-    weights = read_weights(path)
-    own = network.state_dict()
-    missing = [name for name in own if name not in weights]
-    extra = [name for name in weights if name not in own]
-    other = [n for n in own if n in weights and own[n].shape != weights[n].shape]
-    if missing or extra or other:
-        first = (missing or extra or other)[0]
-        raise ValueError(
-            f"{path} does not fit the network of the config: {len(missing)} names missing, "
-            f"{len(extra)} unexpected, {len(other)} of another shape (first: {first}); "
-            "it belongs to another network"
-        )
-    network.load_state_dict(weights)
 
 
 def pick_device(name: str) -> torch.device:

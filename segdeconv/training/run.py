@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from segdeconv.data.check import quick_check
 from segdeconv.training.averaging import AveragedWeights
@@ -21,7 +21,9 @@ from segdeconv.training.progress import Progress
 from segdeconv.training.recording import SaveRun
 from segdeconv.training.run_folder import (
     WholeCheckpointIO,
+    check_fit,
     create_run_folder,
+    read_weights,
     write_environment,
     write_whole,
 )
@@ -65,6 +67,9 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
         raise ValueError("nothing says how long to train; give trainer.max_epochs or max_steps")
     built = parser.instantiate(config)
     task = build_task(built)
+    last = earlier / "checkpoints" / "last.ckpt" if earlier else None
+    if last:  # before anything is written into the run's folder
+        check_fit(task.network, read_weights(last), last)
     folder = earlier or new_folder(config)
     stop = StopRequest()
     record = SaveRun(folder, stop, config.save_every_n_steps)
@@ -76,13 +81,14 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
         raise
     if is_first_process():
         describe(folder, parser, config, task.network)
-    last = folder / "checkpoints" / "last.ckpt" if earlier else None
     try:
         with stop.listening():
             trainer.fit(task, built.data, ckpt_path=last, weights_only=True)
             if record.recorded_step != trainer.global_step:
                 # the last step was none that Lightning validates after, or that was broken off
                 trainer.validate(task, built.data, verbose=False)
+    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
+        raise KeyboardInterrupt from None
     except RunStopped:
         raise RunStopped(
             f"step {trainer.global_step} is saved; go on with: "

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 PACKAGES = (
     "torch",
@@ -117,6 +117,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         for name, value in checkpoint.get("state_dict", checkpoint).items()
         if name.startswith("network.") or "state_dict" not in checkpoint
     }
+
+
+def check_fit(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Compare names and shapes of weights from ``path`` with those of ``network``.
+
+    Raises:
+        ValueError: If they are those of another network.
+    """
+    own = network.state_dict()
+    missing = [name for name in own if name not in weights]
+    extra = [name for name in weights if name not in own]
+    other = [n for n in own if n in weights and own[n].shape != weights[n].shape]
+    if missing or extra or other:
+        first = (missing or extra or other)[0]
+        raise ValueError(
+            f"{path} does not fit the network of the config: {len(missing)} names missing, "
+            f"{len(extra)} unexpected, {len(other)} of another shape (first: {first}); "
+            "it belongs to another network"
+        )
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
