@@ -25,6 +25,7 @@ from _common import (
     environment,
     geometric_mean,
     interleaved,
+    keep_freed_memory,
     markdown_table,
     ratio,
     spread,
@@ -101,16 +102,16 @@ SHAPES = {
     "cifar 128 to 256, s2": Shape(channels=(128, 256), batch=64, size=16, stride=2),
     "cifar 256, 8x8": Shape(channels=(256, 256), batch=64, size=8),
     "cifar 512, 4x4": Shape(channels=(512, 512), batch=64, size=4),
-    "cifar shortcut 64 to 128, s2": Shape(channels=(64, 128), batch=128, size=32, kernel=1, stride=2),
+    "cifar shortcut 64 to 128, s2": Shape(
+        channels=(64, 128), batch=128, size=32, kernel=1, stride=2
+    ),
     "cifar shortcut 256 to 512, s2": Shape(
         channels=(256, 512), batch=128, size=8, kernel=1, stride=2
     ),
     "cifar 1x1 64 to 256": Shape(channels=(64, 256), batch=32, size=32, kernel=1),
     "cifar 1x1 1024 to 256": Shape(channels=(1024, 256), batch=64, size=8, kernel=1, quick=True),
     "cifar 1x1 2048 to 512": Shape(channels=(2048, 512), batch=64, size=4, kernel=1),
-    "cifar 3x3 64, block 16": Shape(
-        channels=(64, 64), batch=64, size=32, options={"block": 16}
-    ),
+    "cifar 3x3 64, block 16": Shape(channels=(64, 64), batch=64, size=32, options={"block": 16}),
     # ImageNet
     "imagenet stem, 5 steps": Shape(
         channels=(3, 64), batch=4, size=224, kernel=7, stride=2, image=True
@@ -167,6 +168,7 @@ SHAPES = {
     "aspp dilation 24": Shape(channels=(2048, 256), batch=1, size=33, dilation=24),
     "aspp dilation 36": Shape(channels=(2048, 256), batch=1, size=33, dilation=36),
     "aspp pooled branch": Shape(channels=(2048, 256), batch=8, size=1, kernel=1),
+    "squeeze 512 to 32, pooled": Shape(channels=(512, 32), batch=128, size=1, kernel=1),
     "street head 1x1 256 to 19": Shape(
         channels=(256, 19), batch=1, size=96, kernel=1, options={"block": 256}
     ),
@@ -256,7 +258,7 @@ def layer_table(rows: dict[str, dict[str, Any]]) -> str:
         training = [milliseconds(timing) for timing in row["training"].values()]
         faster = row["literal / released"]
         quotients = [f"{row[q]['median']:.2f}" for q in QUOTIENTS]
-        quotients[0] += f" ({faster['min']:.2f}–{faster['max']:.2f})"
+        quotients[0] += f" ({faster['min']:.2f}-{faster['max']:.2f})"
         return [name, *training, *quotients]
 
     header = ["layer", "literal", "released", "default", "conv + BN", *QUOTIENTS[:-1], "eval"]
@@ -269,10 +271,10 @@ LAYER_NOTES = """\
 # One layer, forward and backward
 
 Milliseconds per training step (medians), and quotients taken round by round (median; for the first
-also minimum and maximum).  "literal" is the algorithm as published, recorded by autograd; "released"
-is the same function by `Deconv2d(preset="released")`; "default" is `Deconv2d` as it comes;
-"eval" is its forward pass in evaluation over that of `nn.Conv2d`.  Batch and map sizes are in the
-JSON file beside this one."""
+also minimum and maximum).  "literal" is the algorithm as published, recorded by autograd;
+"released" is the same function by `Deconv2d(preset="released")`; "default" is `Deconv2d` as it
+comes; "eval" is its forward pass in evaluation over that of `nn.Conv2d`.  Batch and map sizes are
+in the JSON file beside this one."""
 
 
 def run_layers(names: Sequence[str], seconds: float, seed: int, shapes: dict[str, Shape]) -> Any:
@@ -293,8 +295,8 @@ ROOT_STEPS = (5, 15)
 ROOT_NOTES = """\
 # Inverse roots, forward and backward
 
-Milliseconds (medians) for a batch of matrices with the spectrum 1/i.  Both backends compute the same
-truncated function and its exact gradient; 15 steps run in float64 inside.  "literal" is the
+Milliseconds (medians) for a batch of matrices with the spectrum 1/i.  Both backends compute the
+same truncated function and its exact gradient; 15 steps run in float64 inside.  "literal" is the
 published iteration on the autograd tape, float32 throughout."""
 
 
@@ -353,9 +355,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="one shape of each kind")
     parser.add_argument(
-        "--only", nargs="+", metavar="GLOB", help="shapes whose name matches; --list shows the names"
+        "--only", nargs="+", metavar="GLOB", help="shapes of that name; --list shows them"
     )
-    parser.add_argument("--list", action="store_true", help="print the names of the shapes and stop")
+    parser.add_argument("--list", action="store_true", help="print the shapes' names and stop")
     parser.add_argument("--roots", action="store_true", help="time the inverse roots instead")
     parser.add_argument(
         "--tiny", action="store_true", help="two tiny shapes, to see that the script runs"
@@ -370,8 +372,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=Path,
-        help="result files without ending; by default benchmarks/results/layers-DATE for a full run, "
-        "and none for a partial one",
+        help="result files without ending; benchmarks/results/layers-DATE for a full run, "
+        "none for a partial one",
     )
     return parser.parse_args(arguments)
 
@@ -395,6 +397,7 @@ def main() -> None:
         print(*names, sep="\n")
         return
     torch.set_num_threads(options.threads)
+    kept = keep_freed_memory()
     if options.roots:
         rows, text = run_roots(options.seconds, options.seed, (9,) if options.tiny else ROOT_SIZES)
     else:
@@ -404,7 +407,8 @@ def main() -> None:
     kind = "roots" if options.roots else "layers"
     out = options.out or (RESULTS / f"{kind}-{datetime.now(UTC):%Y-%m-%d}" if whole else None)
     if out:
-        write_result(out, {"environment": environment(options.seed), "rows": rows}, text)
+        facts = environment(options.seed) | {"freed memory is kept": kept}
+        write_result(out, {"environment": facts, "rows": rows}, text)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the whitening layers share: their settings, running statistics and the merged kernel."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -231,7 +232,7 @@ class WhitenedLayer(nn.Module):
         if freedom < wanted:
             covariance = shrink(covariance, 1 - freedom / wanted)
         # A value that is not finite, or too large to square, shows in its column's variance.
-        finite = covariance.diagonal(dim1=-2, dim2=-1).isfinite().all()
+        finite = covariance.detach().diagonal(dim1=-2, dim2=-1).amax() < math.inf
         live = finite if live is None else live & finite
         if may_branch and not live:
             return self._running()
