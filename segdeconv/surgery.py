@@ -4,11 +4,12 @@
 layers with the same function in evaluation.  The rules:
 
 * **Exact types.**  `nn.Conv2d` and `nn.ConvTranspose2d` are swapped, their subclasses are not:
-  timm's `Conv2dSame` is an `nn.Conv2d` with its own forward, and swapping it as one changed the
-  logits of unet/tu-tf_efficientnetv2_b0 by 0.82.  Two subclasses have their own rule, because
-  whole families of encoders consist of them: timm's `Conv2dSame` and smp's
-  `Conv2dStaticSamePadding`.  Their padding moves in front of the new layer.  Every other subclass,
-  and every kernel that is computed (parametrized, weight norm, spectral norm, pruned), is skipped.
+  timm's `Conv2dSame` is an `nn.Conv2d` with its own forward, and taking it for a plain one changes
+  the logits of unet/tu-tf_efficientnetv2_b0 by as much as they are (random weights), without an
+  error.  Two subclasses have their own rule, because whole families of encoders consist of them:
+  timm's `Conv2dSame` and smp's `Conv2dStaticSamePadding`.  Their padding moves in front of the new
+  layer.  Every other subclass, and every kernel that is computed (parametrized, weight norm,
+  spectral norm, pruned), is skipped.
 * **The same parameters.**  Weights keep object, name and order; hooks move along; an optimiser
   built before stays valid.  A module that the network holds twice stays one module.
 * **Batch norms** of the types `nn.BatchNorm2d`, `nn.SyncBatchNorm` and timm's fused
@@ -56,7 +57,7 @@ Verdict = tuple[Action, str]
 AnyConv = nn.Conv2d | nn.ConvTranspose2d
 LayerOptions = Mapping[str, Any] | Literal[False]
 
-HOST_CONVS: tuple[type[nn.Module], ...] = (
+SWAPPABLE: tuple[type[nn.Module], ...] = (
     nn.Conv2d,
     nn.ConvTranspose2d,
     Conv2dSame,
@@ -395,7 +396,7 @@ def _unswappable(conv: AnyConv) -> str | None:
     """Why a 2-D convolution cannot be given to an operator, if so."""
     if torch.nn.utils.parametrize.is_parametrized(conv):
         return "is parametrized"
-    if type(conv) not in HOST_CONVS:
+    if type(conv) not in SWAPPABLE:
         return "has its own forward"
     if conv._parameters.get("weight") is None:
         return "its weight is computed by a hook (weight norm, spectral norm, pruning)"
