@@ -159,7 +159,7 @@ def _plan_people(canvas: Canvas, dice: Dice, side: Side, street: Street) -> list
     start = canvas.camera.edge(side.footway) + 1
     for _ in range(dice.count(0, 2 + int(7 * street.bustle))):
         x = side.sign * dice.between(side.kerb + 0.4, side.footway - 0.3)
-        z = start * math.exp(dice.between(-0.1, 1.6))
+        z = start * math.exp(dice.between(-0.2, 1.3))
         for _ in range(dice.count(1, 3) if dice.chance(0.4) else 1):
             items.append((z, partial(draw_person, canvas, dice, x, z)))
             x, z = x + dice.between(-0.8, 0.8), z + dice.between(0, 0.8)
@@ -170,8 +170,9 @@ def _plan_cycles(canvas: Canvas, dice: Dice, side: Side) -> list[Item]:
     """Cycles on the sidewalk, most of them left standing, several side by side at times."""
     items: list[Item] = []
     start = canvas.camera.edge(side.footway)
-    for _ in range(dice.count(0, 3)):
-        x, z = side.sign * dice.between(side.kerb + 0.3, side.footway), start * dice.between(1, 3)
+    for _ in range(dice.count(0, 4)):
+        x = side.sign * dice.between(side.kerb + 0.3, side.footway)
+        z = start * math.exp(dice.between(-0.1, 0.9))
         motor, ridden, along = dice.chance(0.4), dice.chance(0.25), dice.chance(0.3)
         for _ in range(1 if ridden else dice.count(1, 3)):
             items.append(_cycle(canvas, dice, x, z, motor, ridden, along))

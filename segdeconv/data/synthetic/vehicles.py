@@ -65,10 +65,10 @@ class Builder:
         lean = max(0.0, y - self.waist) / max(1e-6, 1 - self.waist)
         return 0.5 * (1 - (1 - self.roof) * lean)
 
-    def extrude(self, outline: Outline, parts: Sequence[str]) -> None:
+    def extrude(self, outline: Outline, parts: Sequence[str], sides: str = "body") -> None:
         """Add the solid with this side view; ``parts`` names the face behind each edge."""
         for sign in (-1, 1):
-            self._add("body", self._side(outline, sign), (sign, 0, 0), parent=None)
+            self._add(sides, self._side(outline, sign), (sign, 0, 0), parent=None)
         edges = zip(outline, [*outline[1:], outline[0]], parts, strict=True)
         for (z0, y0), (z1, y1), part in edges:
             a, b = self.half(y0), self.half(y1)
@@ -127,6 +127,11 @@ class Builder:
             parents=np.array(self.parents),
             parts=tuple(self.parts),
         )
+
+
+def upright_box(rear: float, front: float, low: float, high: float) -> Outline:
+    """A rectangle as a side view."""
+    return ((rear, low), (rear, high), (front, high), (front, low))
 
 
 def wheel(builder: Builder, z: float, radius_z: float, radius_y: float) -> None:
@@ -214,17 +219,14 @@ def _car(kind: str) -> Solid:
     builder.on_sides("glass", window)
     first, last = window[0][0], window[3][0]
     for post in (0.55 * first + 0.45 * last, 0.05 * first + 0.95 * last):
-        builder.on_sides(
-            "body", ((post, 0.64), (post, 0.95), (post + 0.015, 0.95), (post + 0.015, 0.64))
-        )
+        builder.on_sides("body", upright_box(post, post + 0.015, 0.64, 0.95))
     for axle in (0.19, 0.81):
         wheel(builder, axle, 0.075, 0.22)
+    _tyres(builder, 0.21)
     for sign in (-1, 1):
         inner, outer = sorted((sign * 0.28, sign * 0.46))
         builder.on_end("tail", 0.0, (inner, outer, 0.44, 0.56))
         builder.on_end("lamp", 1.0, (inner, outer, 0.36, 0.46))
-        builder.on_end("tyre", 0.0, (inner, outer, 0.0, 0.21))
-        builder.on_end("tyre", 1.0, (inner, outer, 0.0, 0.21))
     builder.on_end("plate", 0.0, (-0.14, 0.14, 0.32, 0.4))
     builder.on_end("plate", 1.0, (-0.14, 0.14, 0.24, 0.31))
     builder.on_end("under", 1.0, (-0.25, 0.25, 0.34, 0.44))
@@ -237,9 +239,8 @@ def _panes(
     """Add a row of side windows."""
     step = (span[1] - span[0]) / count
     for number in range(count):
-        z, low, high = span[0] + number * step, *heights
-        end = z + 0.88 * step
-        builder.on_sides(part, ((z, low), (z, high), (end, high), (end, low)))
+        z = span[0] + number * step
+        builder.on_sides(part, upright_box(z, z + 0.88 * step, *heights))
 
 
 def _bus(decks: int) -> Solid:
@@ -254,23 +255,28 @@ def _bus(decks: int) -> Solid:
         builder.on_end("glass", 1.0, (-0.44, 0.44, low - 0.05, high))
         builder.on_end("glass", 0.0, (-0.38, 0.38, low + 0.08, high))
     foot = rows[0][0]
-    builder.on_sides(
-        "stripe", ((0, foot - 0.14), (0, foot - 0.06), (1, foot - 0.06), (1, foot - 0.14))
-    )
+    builder.on_sides("stripe", upright_box(0, 1, foot - 0.14, foot - 0.06))
     for z in (0.86, 0.45):
-        builder.on_sides(
-            "door", ((z, 0.12), (z, rows[0][1]), (z + 0.09, rows[0][1]), (z + 0.09, 0.12))
-        )
+        builder.on_sides("door", upright_box(z, z + 0.09, 0.12, rows[0][1]))
     for end in (0.0, 1.0):
         builder.on_end("sign", end, (-0.35, 0.35, 0.87, 0.95))
     for axle in (0.2, 0.78):
         wheel(builder, axle, 0.042, 0.16 if decks == 1 else 0.12)
+    _tyres(builder, 0.11)
     _lamps(builder, 0.18, 0.26)
     return builder.build()
 
 
+def _tyres(builder: Builder, high: float) -> None:
+    """Add the tyres that show under both ends."""
+    for sign in (-1, 1):
+        inner, outer = sorted((sign * 0.26, sign * 0.46))
+        builder.on_end("tyre", 0.0, (inner, outer, 0.0, high))
+        builder.on_end("tyre", 1.0, (inner, outer, 0.0, high))
+
+
 def _lamps(builder: Builder, low: float, high: float) -> None:
-    """Add lamps at both ends, plates and a dark bumper behind."""
+    """Add lamps at both ends, and a plate behind."""
     for sign in (-1, 1):
         inner, outer = sorted((sign * 0.34, sign * 0.47))
         builder.on_end("tail", 0.0, (inner, outer, low, high))
@@ -281,13 +287,9 @@ def _lamps(builder: Builder, low: float, high: float) -> None:
 def _truck(open_top: bool) -> Solid:
     builder = Builder()
     top = 0.66 if open_top else 1.0
-    builder.extrude(
-        ((0, 0.12), (0, 0.3), (0.97, 0.3), (0.97, 0.12)), ("under", "under", "under", "under")
-    )
-    builder.extrude(
-        ((0, 0.3), (0, top), (0.74, top), (0.74, 0.3)), ("cargo", "cargo", "cargo", "under")
-    )
-    builder.on_sides("cargo", ((0, 0.3), (0, top), (0.74, top), (0.74, 0.3)))
+    builder.extrude(upright_box(0, 0.97, 0.12, 0.3), ("under",) * 4, sides="under")
+    load = upright_box(0, 0.74, 0.3, top)
+    builder.extrude(load, ("cargo", "cargo", "cargo", "under"), sides="cargo")
     builder.extrude(
         ((0.77, 0.14), (0.77, 0.78), (0.8, 0.84), (0.94, 0.84), (1, 0.55), (1, 0.14)),
         ("body", "body", "body", "glass", "body", "under"),
@@ -298,15 +300,10 @@ def _truck(open_top: bool) -> Solid:
     for seam in (0.0, 0.12) if open_top else (0.0,):
         builder.on_end("seam", 0.0, (seam - 0.01, seam + 0.01, 0.32, top - 0.02))
     for rib in np.linspace(0.08, 0.66, 5).tolist():
-        builder.on_sides(
-            "seam", ((rib, 0.32), (rib, top - 0.03), (rib + 0.006, top - 0.03), (rib + 0.006, 0.32))
-        )
+        builder.on_sides("seam", upright_box(rib, rib + 0.006, 0.32, top - 0.03))
     for axle in (0.1, 0.24, 0.86):
         wheel(builder, axle, 0.062, 0.14)
-    for sign in (-1, 1):
-        inner, outer = sorted((sign * 0.24, sign * 0.46))
-        builder.on_end("tyre", 0.0, (inner, outer, 0.0, 0.13))
-        builder.on_end("tyre", 1.0, (inner, outer, 0.0, 0.13))
+    _tyres(builder, 0.13)
     _lamps(builder, 0.17, 0.25)
     return builder.build()
 
@@ -327,14 +324,12 @@ def _train() -> Solid:
         ("body", "glass", "body", "body", "body", "glass", "body", "under"),
     )
     for first, last in ((0.04, 0.33), (0.36, 0.65), (0.68, 0.97)):
-        builder.on_sides("glass", ((first, 0.42), (first, 0.74), (last, 0.74), (last, 0.42)))
+        builder.on_sides("glass", upright_box(first, last, 0.42, 0.74))
         for z in (first + 0.05, last - 0.09):
-            builder.on_sides("door", ((z, 0.1), (z, 0.78), (z + 0.04, 0.78), (z + 0.04, 0.1)))
+            builder.on_sides("door", upright_box(z, z + 0.04, 0.1, 0.78))
     for joint in (0.335, 0.655):
-        builder.on_sides(
-            "seam", ((joint, 0.05), (joint, 0.97), (joint + 0.02, 0.97), (joint + 0.02, 0.05))
-        )
-    builder.on_sides("stripe", ((0.01, 0.2), (0.01, 0.32), (0.99, 0.32), (0.99, 0.2)))
+        builder.on_sides("seam", upright_box(joint, joint + 0.02, 0.05, 0.97))
+    builder.on_sides("stripe", upright_box(0.01, 0.99, 0.2, 0.32))
     for end in (0.0, 1.0):
         builder.on_end("sign", end, (-0.25, 0.25, 0.84, 0.94))
         builder.on_end("stripe", end, (-0.48, 0.48, 0.22, 0.34))
