@@ -1,6 +1,6 @@
 """Semantic segmentation whose networks whiten the input of every convolution.
 
-The names below load on first use, so that `segdeconv.Deconv2d` does not pay for the model libraries.
+The names below load on first use: `segdeconv.Deconv2d` does not pay for the model libraries.
 """
 
 from importlib import import_module
@@ -19,7 +19,7 @@ _HOMES = {
     "create_model": "segdeconv.models",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from segdeconv.models import create_model as create_model
