@@ -1,4 +1,4 @@
-"""A street that fits in a test: CamVid's layout, a dozen small images that can be learnt."""
+"""A data set and a network that fit in a test: a run of them takes about a second."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from PIL import Image
 def tiny_camvid(tmp_path_factory):
     """CamVid's folders with 10 training and 5 validation images of 48 x 40 pixels.
 
-    Sky (0) above, road (3) below, a building (1) of random width between, a strip of void (11); each
-    class has its colour, with noise.
+    Sky (0) above, road (3) below, a building (1) of random width between, a strip of void (11);
+    each class has its colour, with noise.
     """
     root = tmp_path_factory.mktemp("tiny") / "camvid"
     colours = {0: (120, 160, 220), 1: (150, 90, 60), 3: (90, 90, 95), 11: (0, 0, 0)}
@@ -32,3 +32,27 @@ def tiny_camvid(tmp_path_factory):
             )
             Image.fromarray(mask).save(root / split / "masks" / f"{number:02}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_camvid):
+    """A config of a very small network on very small images."""
+    return {
+        "name": "run",
+        "model": {
+            "arch": "unet",
+            "encoder": "tu-mobilenetv3_small_050",
+            "operator": "deconv",
+            "operator_options": {"block": 8},
+            "arch_options": {"encoder_depth": 2, "decoder_channels": [12, 8]},
+        },
+        "data": {
+            "dataset": "camvid",
+            "root": str(tiny_camvid),
+            "batch_size": 2,
+            "crop_size": [24, 32],
+            "num_workers": 0,
+        },
+        "optimizer": {"lr": 0.05},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+    }

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -108,7 +109,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         if not path.exists():
             raise ValueError(f"no weights {path}; has the run finished a validation yet?")
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
     checkpoint = read_checkpoint(path)
     if "averaged_weights" in checkpoint:
         return checkpoint["averaged_weights"]  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import yaml
@@ -16,6 +17,11 @@ def load(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def load_tool():
+    return load
 
 
 @pytest.fixture
@@ -35,35 +41,37 @@ def tool(capsys, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def config_file(tiny_camvid, tmp_path):
+def config_file(tiny_config, tmp_path):
     """A config of a very small network on very small images, as a file."""
-    content = {
-        "name": "run",
-        "model": {
-            "arch": "unet",
-            "encoder": "tu-mobilenetv3_small_050",
-            "operator": "deconv",
-            "operator_options": {"block": 8},
-            "arch_options": {"encoder_depth": 2, "decoder_channels": [12, 8]},
-        },
-        "data": {
-            "dataset": "camvid",
-            "root": str(tiny_camvid),
-            "batch_size": 2,
-            "crop_size": [24, 32],
-            "num_workers": 0,
-        },
-        "optimizer": {"lr": 0.05},
-        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
-    }
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(tiny_config))
     return path
+
+
+@pytest.fixture(scope="session")
+def train_once(tiny_config, tmp_path_factory):
+    """Train with some options, once for all tests; gives the run's folder."""
+    runs = {}
+
+    def run(*options):
+        if options not in runs:
+            folder = tmp_path_factory.mktemp("once")
+            path = folder / "config.yaml"
+            path.write_text(yaml.safe_dump({**tiny_config, "output_dir": str(folder)}))
+            assert run_tool(load("train").main, ["--config", str(path), *map(str, options)]) == 0
+            runs[options] = folder / "run"
+        return runs[options]
+
+    return run
+
+
+@pytest.fixture
+def trained(train_once, tool):
+    """A finished run in runs/run, to look at or to go on with."""
+    return copytree(train_once(), Path("runs/run"))
 
 
 @pytest.fixture
 def tiny_copy(tiny_camvid, tmp_path):
     """A copy of the tiny data set that a test may damage."""
-    from shutil import copytree
-
-    return Path(copytree(tiny_camvid, tmp_path / "camvid"))
+    return copytree(tiny_camvid, tmp_path / "camvid")

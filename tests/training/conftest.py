@@ -8,50 +8,39 @@ from segdeconv.training.run import train
 from segdeconv.training.run_folder import find_run
 
 
-@pytest.fixture
-def config_file(tiny_camvid, tmp_path):
-    """A config of a very small network on very small images, as a file."""
-    content = {
-        "output_dir": str(tmp_path / "runs"),
-        "name": "run",
-        "model": {
-            "arch": "unet",
-            "encoder": "tu-mobilenetv3_small_050",
-            "operator": "deconv",
-            "operator_options": {"block": 8},
-            "arch_options": {"encoder_depth": 2, "decoder_channels": [12, 8]},
-        },
-        "data": {
-            "dataset": "camvid",
-            "root": str(tiny_camvid),
-            "batch_size": 2,
-            "crop_size": [24, 32],
-            "num_workers": 0,
-        },
-        "optimizer": {"lr": 0.05},
-        "trainer": {"max_epochs": 3, "accelerator": "cpu"},
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+def train_in(folder, config, *arguments, resume=None):
+    """Train in this process, in ``folder``; exit code and the run's folder."""
+    made = []
+
+    def tool(given):
+        parser = ConfigParser()
+        earlier = None if resume is None else find_run(folder, str(resume))
+        source = folder / "config.yaml" if earlier is None else earlier / "config.yaml"
+        if earlier is None:
+            source.write_text(yaml.safe_dump({**config, "output_dir": str(folder)}))
+        config_read = parser.read(["--config", str(source), *given])
+        made.append(folder / config_read.name)
+        train(parser, config_read, earlier)
+
+    code = run_tool(tool, [str(argument) for argument in arguments])
+    return code, made[0] if made else None
 
 
 @pytest.fixture
-def run(config_file, tmp_path):
-    """Train in this process: ``run("--key", value, …)``; returns exit code and folder."""
+def three_epochs(tiny_config):
+    return {**tiny_config, "trainer": {**tiny_config["trainer"], "max_epochs": 3}}
 
-    def go(*arguments, resume=None):
-        folders = []
 
-        def tool(given):
-            parser = ConfigParser()
-            earlier = None if resume is None else find_run(tmp_path / "runs", str(resume))
-            source = config_file if earlier is None else earlier / "config.yaml"
-            config = parser.read(["--config", str(source), *given])
-            folders.append(tmp_path / "runs" / config.name)
-            train(parser, config, earlier)
+@pytest.fixture
+def run(three_epochs, tmp_path):
+    """``run("--key", value, …)`` trains three epochs of five steps; exit code and folder."""
+    return lambda *arguments, **options: train_in(tmp_path, three_epochs, *arguments, **options)
 
-        code = run_tool(tool, [str(argument) for argument in arguments])
-        return code, folders[0] if folders else None
 
-    return go
+@pytest.fixture(scope="module")
+def straight(tiny_config, tmp_path_factory):
+    """Folder of a run that was never stopped."""
+    config = {**tiny_config, "trainer": {**tiny_config["trainer"], "max_epochs": 3}}
+    code, folder = train_in(tmp_path_factory.mktemp("straight"), config)
+    assert code == 0
+    return folder

@@ -114,7 +114,7 @@ def test_a_mistake_in_a_config_is_named_with_its_file(parser, write, content, wo
 
 def test_a_config_that_is_not_there_is_said_with_the_nearest_one(parser, write, monkeypatch):
     monkeypatch.chdir(Path(write("configs/quickstart.yaml", "seed: 1")).parents[1])
-    with pytest.raises(UsageError, match="did you mean configs/quickstart.yaml?"):
+    with pytest.raises(UsageError, match=r"did you mean configs/quickstart.yaml?"):
         parser.read(["--config", "configs/quikstart.yaml"])
 
 

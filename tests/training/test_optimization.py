@@ -68,7 +68,7 @@ def test_each_group_keeps_its_own_rate_above_the_common_floor():
 
 
 def test_a_floor_above_the_learning_rate_is_refused():
-    with pytest.raises(ValueError, match="schedule.min_lr=0.1 is above the learning rate 0.01"):
+    with pytest.raises(ValueError, match=r"schedule.min_lr=0.1 is above the learning rate 0.01"):
         rates(ScheduleOptions(min_lr=0.1))
 
 

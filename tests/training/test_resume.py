@@ -75,8 +75,9 @@ def test_workers_and_dropout_do_not_change_that(run, interrupt_at):
     assert_same(straight, stopped)
 
 
-def test_a_crash_loses_what_came_after_the_last_validation_and_nothing_else(run, monkeypatch):
-    _, straight = run("--name", "straight")
+def test_a_crash_loses_what_came_after_the_last_validation_and_nothing_else(
+    run, straight, monkeypatch, tmp_path
+):
 
     def crash(self, trainer, *_):
         if trainer.global_step == 7:
@@ -85,7 +86,7 @@ def test_a_crash_loses_what_came_after_the_last_validation_and_nothing_else(run,
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
         patch.setattr(FiniteLoss, "on_train_batch_end", crash)
         run("--name", "crashed")
-    crashed = straight.parent / "crashed"
+    crashed = tmp_path / "crashed"
     assert [row["step"] for row in table(crashed)] == ["5"]
     run(resume=crashed)
     assert_same(straight, crashed)
@@ -101,8 +102,9 @@ def test_accumulated_gradients_are_not_lost_by_stopping(run, interrupt_at):
     assert_same(straight, stopped)
 
 
-def test_stopping_in_a_validation_breaks_it_off_and_the_training_goes_on_exactly(run, monkeypatch):
-    _, straight = run("--name", "straight")
+def test_stopping_in_a_validation_breaks_it_off_and_the_training_goes_on_exactly(
+    run, straight, monkeypatch
+):
     original = SaveRun.on_validation_batch_start
 
     def hook(self, trainer, task, batch, index, *rest):
@@ -119,8 +121,7 @@ def test_stopping_in_a_validation_breaks_it_off_and_the_training_goes_on_exactly
     assert [row["step"] for row in table(stopped)] == ["10", "15"]  # 5 was broken off, not scored
 
 
-def test_a_validation_broken_off_at_the_very_end_is_made_up_for(run, interrupt_at):
-    _, straight = run("--name", "straight")
+def test_a_validation_broken_off_at_the_very_end_is_made_up_for(run, straight, interrupt_at):
     interrupt_at(15)
     _, stopped = run("--name", "stopped")
     assert [row["step"] for row in table(stopped)] == ["5", "10"]

@@ -1,0 +1,183 @@
+"""tools/eval.py: the numbers are the official ones, however they are asked for."""
+
+import json
+import math
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pytest
+import torch
+from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory, load_tool):
+    """Drawn street scenes as files in the Cityscapes layout."""
+    root = tmp_path_factory.mktemp("streets") / "cityscapes"
+    sizes = ["--train", "4", "--val", "3", "--size", "64", "128", "--workers", "0"]
+    assert load_tool("make_synthetic").main(["--out", str(root), *sizes]) == 0
+    return root
+
+
+@pytest.fixture
+def trained(tool, train_once, streets):
+    """A run on the drawn scenes, trained just enough to be wrong in many ways."""
+    data = ("--data.dataset", "cityscapes", "--data.root", streets, "--trainer.max_epochs", 8)
+    return copytree(train_once(*data), Path("runs/run"))
+
+
+def official_scores(streets, predictions, monkeypatch):
+    """The verdict of cityscapesScripts on files of predictions."""
+    # off, as it fails on NumPy 2.4 (np.in1d); it does not touch the scores that are compared
+    monkeypatch.setattr(official.args, "evalInstLevelScore", False)
+    monkeypatch.setattr(official.args, "JSONOutput", False)
+    monkeypatch.setattr(official.args, "quiet", True)
+    truths = sorted((streets / "gtFine" / "val").rglob("*_labelIds.png"))
+    files = [predictions / path.name.replace("_gtFine_labelIds", "") for path in truths]
+    return official.evaluateImgLists(list(map(str, files)), list(map(str, truths)), official.args)
+
+
+def same(mine, theirs):
+    return theirs is not None and (
+        math.isnan(theirs) if mine is None else mine == pytest.approx(theirs, abs=1e-6)
+    )
+
+
+def test_the_numbers_are_those_of_cityscapes_scripts_on_the_written_files(
+    trained, tool, streets, monkeypatch
+):
+    code, out, err = tool("eval", trained, "--save-predictions", "predictions", "--json", "s.json")
+    assert code == 0, err
+    mine = json.loads(Path("s.json").read_text())
+    theirs = official_scores(streets, Path("predictions"), monkeypatch)
+    assert mine["miou"] == pytest.approx(theirs["averageScoreClasses"], abs=1e-6)
+    assert mine["mean_category_iou"] == pytest.approx(theirs["averageScoreCategories"], abs=1e-6)
+    wrong = [n for n, iou in mine["class_iou"].items() if not same(iou, theirs["classScores"][n])]
+    assert wrong == []
+    scores = theirs["categoryScores"]
+    assert all(same(iou, scores[name]) for name, iou in mine["category_iou"].items())
+    assert len([iou for iou in mine["class_iou"].values() if iou]) >= 3  # there is something to see
+    assert f"{100 * mine['miou']:.2f}" in out and f"{100 * mine['pixel_accuracy']:.2f}" in out
+
+
+def test_the_files_hold_label_ids_and_the_accuracies_are_those_of_the_files(trained, tool, streets):
+    tool("eval", trained, "--save-predictions", "predictions", "--json", "s.json")
+    from segdeconv.data.labels import CITYSCAPES
+
+    right = counted = 0
+    for path in sorted(Path("predictions").iterdir()):
+        image = Image.open(path)
+        assert image.mode == "L" and image.size == (128, 64)
+        found = np.array(image)
+        assert set(np.unique(found)) <= set(CITYSCAPES.train_to_id.tolist())
+        city, name = path.stem.split("_")[0], f"{path.stem}_gtFine_labelIds.png"
+        truth = np.array(Image.open(streets / "gtFine" / "val" / city / name))
+        valid = CITYSCAPES.id_to_train[truth] != 255
+        right += int(((found == truth) & valid).sum())
+        counted += int(valid.sum())
+    assert json.loads(Path("s.json").read_text())["pixel_accuracy"] == pytest.approx(
+        right / counted
+    )
+
+
+def test_evaluation_agrees_with_the_validation_of_the_training(trained, tool):
+    for checkpoint in ("best", "last"):
+        assert tool("eval", trained, "--checkpoint", checkpoint)[0] == 0
+        mine = json.loads((trained / f"eval_val_{checkpoint}.json").read_text())
+        then = json.loads((trained / "metrics.json").read_text())[checkpoint]
+        assert mine["miou"] == pytest.approx(then["miou"], abs=1e-4)
+        assert mine["images"] == 3
+
+
+def test_labels_keep_their_size_when_images_are_resized(trained, tool):
+    assert (
+        tool("eval", trained, "--data.val_resize", "[32, 64]", "--save-predictions", "small")[0]
+        == 0
+    )
+    assert {Image.open(path).size for path in Path("small").iterdir()} == {(128, 64)}
+    pixels = json.loads((trained / "eval_val_best.json").read_text())["confusion"]
+    assert 0.9 * 3 * 64 * 128 < sum(map(sum, pixels)) <= 3 * 64 * 128
+
+
+def test_batches_and_limits_do_what_they_say(trained, tool):
+    tool("eval", trained, "--json", "one.json")
+    tool("eval", trained, "--json", "two.json", "--data.val_batch_size", 2)
+    one, two = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))
+    assert np.abs(np.array(one["confusion"]) - two["confusion"]).sum() <= 20  # ties in an argmax
+    tool("eval", trained, "--json", "limited.json", "--limit", 2)
+    assert json.loads(Path("limited.json").read_text())["images"] == 2
+
+
+def test_another_split_and_the_newest_run_can_be_asked_for(trained, tool):
+    assert tool("eval", "last", "--split", "train")[0] == 0
+    assert json.loads((trained / "eval_train_best.json").read_text())["images"] == 4
+
+
+def test_the_averaged_weights_are_what_is_evaluated(tool, config_file):
+    assert tool("train", "--config", config_file, "--ema_decay", 0.9)[0] == 0
+    for checkpoint in ("best", "last", "runs/run/checkpoints/best.ckpt"):
+        assert tool("eval", "runs/run", "--checkpoint", checkpoint, "--json", "s.json")[0] == 0
+        then = json.loads(Path("runs/run/metrics.json").read_text())["best"]
+        assert json.loads(Path("s.json").read_text())["miou"] == pytest.approx(
+            then["miou"], abs=1e-4
+        )
+
+
+# ---------------------------------------------------------------------------------- mistakes
+
+
+@pytest.fixture
+def small_run(tool, train_once):
+    return copytree(train_once(), Path("runs/run"))
+
+
+def expect(result, code, *words):
+    found, _, err = result
+    assert found == code, err
+    lines = [line for line in err.strip().splitlines() if line.startswith("error")]
+    assert len(lines) == 1, err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_no_run_and_what_is_no_run_are_said(tool, tmp_path):
+    expect(tool("eval", "--device", "cpu"), 2, "name the folder of a run first")
+    expect(tool("eval", tmp_path), 1, "is not the folder of a run")
+    expect(tool("eval", "last"), 1, "no run in runs yet")
+
+
+def test_help_is_short(tool, capsys):
+    for arguments in ([], ["--help"]):
+        with pytest.raises(SystemExit):
+            tool("eval", *arguments)
+        assert "usage: python tools/eval.py RUN_DIR" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_sentence(small_run, tool):
+    expect(tool("eval", small_run, "--spilt", "val"), 2, "unknown key spilt; did you mean split?")
+    expect(tool("eval", small_run, "--split", "vall"), 1, "vall", "train, val, test")
+    expect(tool("eval", small_run, "--device", "tpu9"), 1, "no device 'tpu9'", "--device cpu")
+    expect(tool("eval", small_run, "--checkpoint", "nowhere.ckpt"), 1, "no checkpoint nowhere.ckpt")
+    (small_run / "weights.safetensors").unlink()
+    expect(tool("eval", small_run), 1, "no weights", "weights.safetensors")
+
+
+def test_weights_of_another_network_are_refused(small_run, tool):
+    result = tool(
+        "eval", small_run, "--model.operator", "batchnorm", "--model.operator_options", "{}"
+    )
+    expect(result, 1, "does not fit the network of the config", "unexpected")
+
+
+def test_a_checkpoint_runs_no_code(small_run, tool, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"state_dict": {}, "trap": Trap()}, small_run / "checkpoints" / "last.ckpt")
+    (small_run / "weights.safetensors").write_bytes(b"garbage")
+    expect(tool("eval", small_run, "--checkpoint", "last"), 1, "cannot be read as a checkpoint")
+    expect(tool("eval", small_run), 1, "weights.safetensors", "damaged")
+    assert not (tmp_path / "sprung").exists()
