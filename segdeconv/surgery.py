@@ -249,12 +249,15 @@ class _Rules:
         for given in (options, *self.globs.values()):
             _check_options(operator, given or {}, known)
 
-    def of(self, names: Iterable[str]) -> tuple[dict[str, Any], str | None]:
+    def of(
+        self, names: Iterable[str], takes_options: bool = True
+    ) -> tuple[dict[str, Any], str | None]:
         """Options of a layer with these names, and the glob that leaves it alone, if any."""
         options, left_by = dict(self.options), None
         for glob, rule in self.globs.items():
             if any(fnmatchcase(name, glob) for name in names):
-                self._unused.pop(glob, None)
+                if takes_options or rule is False:
+                    self._unused.pop(glob, None)
                 left_by = glob if rule is False else None
                 options.update(rule or {})
         return options, left_by
@@ -375,7 +378,7 @@ class _Plan:
             return "kept", "the operator leaves batch norms as they are"
         if operator.removes_batchnorm and type(layer) in NORMS_1D_3D:
             return "kept", "belongs to a layer that is not swapped"
-        options, left_by = self.rules.of(names)
+        options, left_by = self.rules.of(names, takes_options=bool(operator.from_batchnorm))
         if left_by is not None:
             return "skipped", f"left alone by {left_by!r}"
         norm = cast(_BatchNorm, layer)
@@ -409,6 +412,8 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _is_norm(module: nn.Module) -> bool:
     """Torch's norms, and those of libraries: a "...Norm..." with tensors of its own."""
+    if isinstance(module, _ConvNd | nn.Linear):
+        return False
     if isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm | nn.LocalResponseNorm):
         return True
     tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))

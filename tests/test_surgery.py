@@ -246,12 +246,16 @@ class Doubled(nn.Conv2d):
         return 2 * super().forward(x)
 
 
+class NormConv2d(Doubled):
+    """Called a norm, and none."""
+
+
 def special_convs():
     pruned = nn.Conv2d(4, 4, 1)
     prune.l1_unstructured(pruned, "weight", amount=1)
     spectral = nn.utils.spectral_norm(nn.Conv2d(4, 4, 1))
     return {
-        "has its own forward": [Doubled(4, 4, 1), StdConv2d(4, 4, 1)],
+        "has its own forward": [Doubled(4, 4, 1), NormConv2d(4, 4, 1), StdConv2d(4, 4, 1)],
         "is parametrized": [torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))],
         "its weight is computed by a hook": [pruned, spectral],
     }
@@ -425,6 +429,18 @@ def test_a_glob_that_matches_no_layer_is_refused_with_advice():
         with pytest.raises(ValueError, match=r"'stem' matches none of the layers.*'\*stem\*'"):
             convert(net, **arguments)
     assert type(net[0]) is nn.Conv2d
+
+
+def test_options_for_a_norm_that_is_removed_match_nothing():
+    with pytest.raises(ValueError, match="'1' matches none of the layers"):
+        convert(small_net(), options_by_name={"1": {"n_iter": 3}})
+
+
+def test_a_later_glob_takes_a_part_back_that_an_earlier_one_left_alone():
+    net = nn.Sequential(small_net(), small_net())
+    report = convert(net, options_by_name={"*": False, "1.*": {"n_iter": 7}})
+    assert report.names("swapped") == ["1.0", "1.3", "1.5"]
+    assert report.names("removed") == ["1.1", "1.4"]
 
 
 def test_an_unknown_option_is_answered_with_the_nearest_one():
