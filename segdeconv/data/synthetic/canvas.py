@@ -26,7 +26,6 @@ class Label(IntEnum):
     OUT_OF_ROI = 3
     STATIC = 4
     DYNAMIC = 5
-    GROUND = 6
     ROAD = 7
     SIDEWALK = 8
     PARKING = 9
