@@ -84,7 +84,8 @@ class SaveRun(Checkpoint):
         assert task.scores is not None
         record: dict[str, Any] = {"epoch": epochs_trained(trainer), "step": trainer.global_step}
         record |= task.scores.to_dict(task.label_set.class_names)
-        improved = self.best is None or task.scores.miou > self.best["miou"]
+        # None where no pixel of the set has a label
+        improved = self.best is None or (record["miou"] or 0.0) > (self.best["miou"] or 0.0)
         if improved:
             self.best = record
         self._save_last(trainer)
@@ -98,6 +99,13 @@ class SaveRun(Checkpoint):
             self._add_row(self._row(trainer, task, record))
         self.recorded_step = trainer.global_step
         self._restart_clock()
+
+    def on_train_end(self, trainer: Trainer, task: SegmentationTask) -> None:  # type: ignore[override]
+        """Without validations, what training ended with is what there is to keep."""
+        if trainer.limit_val_batches == 0:
+            self._save_last(trainer)
+            if trainer.is_global_zero:
+                save_weights(self.folder / "weights.safetensors", weights_of(trainer, task))
 
     def _save_last(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from segdeconv.data.check import quick_check
+from segdeconv.operators.whitened_layer import WhitenedLayer
 from segdeconv.training.averaging import AveragedWeights
 from segdeconv.training.callbacks import FiniteLoss, RunStopped, SeedEachStep, StopRequest
 from segdeconv.training.cli import ConfigParser
@@ -81,10 +82,15 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
         raise
     if is_first_process():
         describe(folder, parser, config, task.network)
+        if trainer.world_size > 1 and any(isinstance(m, WhitenedLayer) for m in task.modules()):
+            print(
+                "note: each process whitens with the statistics of its own images, and those of "
+                "the first process are kept"
+            )
     try:
         with stop.listening():
             trainer.fit(task, built.data, ckpt_path=last, weights_only=True)
-            if record.recorded_step != trainer.global_step:
+            if record.recorded_step != trainer.global_step and trainer.limit_val_batches != 0:
                 # the last step was none that Lightning validates after, or that was broken off
                 trainer.validate(task, built.data, verbose=False)
     except SystemExit:  # what Lightning makes of a KeyboardInterrupt

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from segdeconv.training.callbacks import FiniteLoss
 from segdeconv.training.recording import SaveRun
@@ -142,6 +143,14 @@ def test_a_run_that_ends_between_two_validations_is_validated_at_its_end(run):
     _, folder = run("--trainer.max_steps", 7, "--trainer.max_epochs", "null")
     assert [(row["epoch"], row["step"]) for row in table(folder)] == [("1", "5"), ("1.4", "7")]
     assert (folder / "weights.safetensors").exists()
+
+
+def test_a_run_without_validations_keeps_what_it_ended_with(run):
+    code, folder = run("--trainer.max_epochs", 1, "--trainer.limit_val_batches", 0)
+    assert code == 0
+    weights = load_file(folder / "weights.safetensors")
+    last = state(folder)
+    assert all(torch.equal(weights[name], last[f"network.{name}"]) for name in weights)
 
 
 def test_two_runs_of_one_seed_agree_and_of_two_seeds_do_not(run):
