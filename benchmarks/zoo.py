@@ -37,6 +37,7 @@ from segdeconv.operators.normalization import without_batchnorm
 from segdeconv.surgery import NORMS_2D, SurgeryReport, convert, fold, swap_modules
 
 FOLD_TOLERANCE = 1e-9
+COPY_TOLERANCE = 1e-5  # float32; a convolution with a bias of zeros may round in another order
 Build = Callable[[], tuple[nn.Module, SurgeryReport]]
 
 TIMM = {  # model -> image size; one or two of every family whose convolutions are of interest
@@ -244,7 +245,7 @@ def run(name: str, row: Row) -> dict[str, Any]:
         result = check(row)
         if "counts" in result:
             result["shortcut_error"] = shortcut_error(name, row.size)
-            if result["shortcut_error"]:
+            if (result["shortcut_error"] or 0) > COPY_TOLERANCE:
                 result |= {"passed": False, "problems": [*result["problems"], "shortcut_error"]}
     except Exception as error:
         return {"passed": False, "problems": [f"{type(error).__name__}: {error}"]}
@@ -268,7 +269,7 @@ left after folding.
 - *fold*: largest difference between the folded network and evaluation in float64, relative to the
   largest output; 1e-9 is allowed.
 - *copies*: largest relative change in outputs because a norm that was taken out no longer copies
-  its input; 0 is right, a dash means that there was no batch norm.
+  its input, in float32; 1e-5 is allowed, a dash means that there was no batch norm.
 - *uncalled*: convolutions and norms that a training step never reaches."""
 
 
