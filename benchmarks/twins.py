@@ -65,12 +65,13 @@ def main() -> None:
     record = {
         "environment": environment(),
         "overrides": arguments.overrides,
+        "timed": not arguments.untimed,
         "tuning": [{"config": job.config.stem, "lr": job.lr, "miou": final(job)} for job in first],
         "twins": [summary(config, jobs[config]) for config in configs],
     }
     out = RESULTS / arguments.name
     write_result(out, record, text(arguments.name, record))
-    plot(record["twins"], out.with_suffix(".png"))
+    plot(record["twins"], out.with_suffix(".png"), record["timed"])
 
 
 def parse() -> argparse.Namespace:
@@ -83,6 +84,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the first one tunes")
     parser.add_argument("--name", required=True, help="of the result files")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
+    parser.add_argument(
+        "--untimed", action="store_true", help="report no times: the machine had other work"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     own, overrides = sys.argv[1:], []
     if "--" in own:
@@ -171,7 +175,9 @@ def text(name: str, record: dict[str, Any]) -> str:
             f"{100 * twin['miou_mean']:.2f}"
             + (f" ± {100 * twin['miou_stdev']:.2f}" if twin["miou_stdev"] is not None else ""),
             f"{100 * twin['pixel_accuracy']:.2f}",
-            f"{statistics.mean(c['seconds'][-1] for c in twin['curves']):.0f}",
+            f"{statistics.mean(c['seconds'][-1] for c in twin['curves']):.0f}"
+            if record["timed"]
+            else "not measured",
         ]
         for twin in twins
     ]
@@ -207,25 +213,28 @@ def _mean_at(twin: dict[str, Any], index: int) -> str:
     return f"{100 * statistics.mean(curve['miou'][index] for curve in twin['curves']):.2f}"
 
 
-def plot(twins: list[dict[str, Any]], path: Path) -> None:
-    """MIoU against epochs and against training time."""
+def plot(twins: list[dict[str, Any]], path: Path, timed: bool) -> None:
+    """MIoU against epochs and, where times mean something, against training time."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    panels = 2 if timed else 1
+    figure, axes = plt.subplots(
+        1, panels, figsize=(4.5 * panels, 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
     for twin, colour in zip(twins, ("#0072b2", "#d55e00"), strict=True):
         for index, one in enumerate(twin["curves"]):
             label = f"{twin['config']}, lr {twin['lr']:g}" if index == 0 else None
             percent = [100 * miou for miou in one["miou"]]
-            axes[0].plot(one["epoch"], percent, color=colour, marker="o", ms=3, label=label)
-            minutes = [seconds / 60 for seconds in one["seconds"]]
-            axes[1].plot(minutes, percent, color=colour, marker="o", ms=3)
-    axes[0].set(xlabel="epoch", ylabel="validation mIoU, %")
-    axes[1].set(xlabel="minutes of training")
-    axes[0].legend(frameon=False, fontsize=8)
-    for axis in axes:
+            horizontal = [one["epoch"], [seconds / 60 for seconds in one["seconds"]]]
+            for axis, values in zip(axes[0], horizontal, strict=False):
+                axis.plot(values, percent, color=colour, marker="o", ms=3, label=label)
+    axes[0, 0].set(xlabel="epoch", ylabel="validation mIoU, %")
+    axes[0, -1].set(xlabel="minutes of training" if timed else "epoch")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    for axis in axes[0]:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
