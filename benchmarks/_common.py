@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import random
 import shlex
 import statistics
 import subprocess
@@ -106,6 +107,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Time all ``calls`` in turn, round after round, so that a busy machine hurts them alike.
 
+    The order changes from round to round: what a call leaves in the caches helps or hurts the next.
+
     Args:
         calls: What to time, by name.
         seconds: Time to spend; ``min_rounds`` are made in any case.
@@ -123,14 +126,15 @@ def interleaved(
         call()
         repeats[name] = max(1, math.ceil(MIN_SECONDS / max(now() - start, 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in calls}
+    shuffled = random.Random(0)
     end = time.perf_counter() + seconds
     for done in range(max_rounds):
         if done >= min_rounds and time.perf_counter() > end:
             break
-        for name, call in calls.items():
+        for name in shuffled.sample(list(calls), len(calls)):
             start = now()
             for _ in range(repeats[name]):
-                call()
+                calls[name]()
             times[name].append((now() - start) / repeats[name])
     return times
 

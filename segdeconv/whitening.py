@@ -32,9 +32,12 @@ Share = Literal["both", "root", "none"]
 MAX_STEPS_IN_SINGLE = 7
 
 # One decomposition costs the same whatever n_iter is, so it wins earlier when there are many steps.
-# CPU only, from `benchmarks/layers.py --roots`; on GPUs a dozen products are much faster.
-EIGH_FROM_SIZE = 192
-EIGH_FROM_SIZE_MANY_STEPS = 96
+# CPU only; on GPUs a dozen products are much faster.  Products against decomposition, forward and
+# backward of one matrix on one core (benchmarks/results/roots-2026-11-21.md): 5 steps 1.2 against
+# 1.7 ms at size 96, 3.2 against 2.6 at 144; 15 steps (in float64) 0.8 against 1.0 at 36, 2.4
+# against 1.5 at 64.
+EIGH_FROM_SIZE = 128
+EIGH_FROM_SIZE_MANY_STEPS = 48
 
 
 @dataclass(frozen=True)
@@ -279,12 +282,11 @@ def frobenius_norm(matrix: Tensor) -> Tensor:
     return largest * norm.clamp_min(1.0)
 
 
-def _grad_of_scaled(grad_B: Tensor, scale: Tensor, covariance: Tensor, inner: Tensor) -> Tensor:
+def _grad_of_scaled(grad_B: Tensor, scale: Tensor, unit: Tensor, inner: Tensor) -> Tensor:
     """Gradient by A of ``s**-0.5 f(A / s)`` from that by ``B = A / s``, s the Frobenius norm.
 
-    ``inner`` is <sym G, f(B)> / sqrt(s), the change of the prefactor; shapes (..., 1, 1).
+    ``unit`` is B; ``inner`` is <sym G, f(B)> / sqrt(s), the change of the prefactor, (..., 1, 1).
     """
-    unit = covariance / scale
     through_norm = (grad_B * unit).sum((-2, -1), keepdim=True)
     return (grad_B - unit * (0.5 * inner + through_norm)) / scale
 
@@ -305,17 +307,18 @@ class _NewtonSchulzRoot(torch.autograd.Function):
         saved = []
         for _ in range(n_iter - 1):
             s = _times_t(m, m)
-            saved += [m, s, x]
+            if ctx.needs_input_grad[0]:  # keeping them costs memory, and so time in the caches
+                saved += [m, s, x]
             m = _times_t(s, m)
             x = _times_t(x, m)
         ctx.n_iter = n_iter
-        ctx.save_for_backward(covariance, scale, *saved, m, x)
+        ctx.save_for_backward(scale, *saved, m, x)
         return x * scale.rsqrt()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        covariance, scale, *saved, result = ctx.saved_tensors
+        scale, *saved, result = ctx.saved_tensors
         grad_m = 0.5 * scale.rsqrt() * (grad + grad.mT)
         inner = (grad_m * result).sum((-2, -1), keepdim=True)
         grad_x = -0.5 * grad_m
@@ -326,7 +329,7 @@ class _NewtonSchulzRoot(torch.autograd.Function):
             grad_m = _times_t(t_grad_m, m).sub_(q + q.mT, alpha=0.5)
             grad_x = torch.baddbmm(_times_t(grad_x, m_next), x, grad_m, alpha=-0.5)
         grad_B = 0.5 * (grad_x + grad_x.mT)
-        return _grad_of_scaled(grad_B, scale, covariance, inner), None
+        return _grad_of_scaled(grad_B, scale, saved[0], inner), None
 
 
 def _times_t(a: Tensor, m: Tensor) -> Tensor:
@@ -340,23 +343,24 @@ class _EighRoot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, covariance: Tensor, n_iter: int) -> Tensor:
         scale = frobenius_norm(covariance)
-        values, vectors = torch.linalg.eigh(covariance / scale)
+        unit = covariance / scale
+        values, vectors = torch.linalg.eigh(unit)
         values = values.clamp_min(0)  # rounding can leave -1e-7
         gain = newton_schulz_gain(values, n_iter)
         ctx.n_iter = n_iter
-        ctx.save_for_backward(covariance, scale, values, vectors, gain)
+        ctx.save_for_backward(unit, scale, values, vectors, gain)
         root: Tensor = (vectors * gain[..., None, :]) @ vectors.mT * scale.rsqrt()
         return root
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        covariance, scale, values, vectors, gain = ctx.saved_tensors
+        unit, scale, values, vectors, gain = ctx.saved_tensors
         grad = 0.5 * scale.rsqrt() * (grad + grad.mT)
         in_basis = vectors.mT @ grad @ vectors
         inner = (in_basis.diagonal(dim1=-2, dim2=-1) * gain).sum(-1)[..., None, None]
         grad_B = vectors @ (in_basis * divided_differences(values, ctx.n_iter)) @ vectors.mT
-        return _grad_of_scaled(grad_B, scale, covariance, inner), None
+        return _grad_of_scaled(grad_B, scale, unit, inner), None
 
 
 # The two recurrences below are opaque to torch.compile: its fusion writes each step's expression
