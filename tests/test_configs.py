@@ -97,10 +97,7 @@ QUICK = [
 
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(path, marks=() if name_of(path) in QUICK else pytest.mark.slow)
-        for path in RUNS
-    ],
+    [pytest.param(path, marks=() if name_of(path) in QUICK else pytest.mark.slow) for path in RUNS],
     ids=name_of,
 )
 def test_every_shipped_config_trains_two_steps(parser, path, tiny):
