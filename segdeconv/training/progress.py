@@ -45,7 +45,7 @@ class Progress(Callback):
             initial=trainer.global_step,
             dynamic_ncols=True,
             disable=not (self.terminal and trainer.is_global_zero),
-            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}",
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}",
         )
 
     def on_train_batch_end(
@@ -67,7 +67,7 @@ class Progress(Callback):
         )
         if self.terminal:
             self.bar.n = trainer.global_step
-            self.bar.set_postfix_str(text)
+            self.bar.set_description_str(text)
         else:
             print(f"step {trainer.global_step}/{self._total}  {text}", flush=True)
 

@@ -93,6 +93,13 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
             if record.recorded_step != trainer.global_step and trainer.limit_val_batches != 0:
                 # the last step was none that Lightning validates after, or that was broken off
                 trainer.validate(task, built.data, verbose=False)
+    except RuntimeError as error:
+        if "find_unused_parameters" not in str(error):
+            raise
+        raise ValueError(
+            "some weights have no part in the network's output, which several processes do not "
+            "bear; give --trainer.strategy ddp_find_unused_parameters_true"
+        ) from error
     except SystemExit:  # what Lightning makes of a KeyboardInterrupt
         raise KeyboardInterrupt from None
     except RunStopped:

@@ -101,6 +101,9 @@ def build_network(options: NetworkOptions, label_set: LabelSet) -> SegmentationM
         weights=options.weights,
         **options.arch_options,
     )
+    # without a gradient, weight decay would shrink them and DistributedDataParallel would refuse
+    for name in network.surgery_report.uncalled:
+        network.get_submodule(name).requires_grad_(False)
     if options.freeze_encoder:
         network.freeze_encoder()
     if options.channels_last:

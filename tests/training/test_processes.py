@@ -29,19 +29,16 @@ def train(tmp_path, config, *arguments):
     return done.stdout
 
 
-TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.batch_size", 1)
+# the encoder's last blocks run, but nothing uses what they give
+STRATEGY = ("--trainer.strategy", "ddp_find_unused_parameters_true")
+TWO = ("--trainer.devices", 2, *STRATEGY, "--data.batch_size", 1)
 
 
 @pytest.mark.slow
 def test_two_processes_share_one_folder_and_count_each_of_five_images_once(tmp_path, tiny_config):
-    train(tmp_path, tiny_config, *TWO)
+    out = train(tmp_path, tiny_config, *TWO, "--ema_decay", 0.9)
+    assert "those of the first process are kept" in out
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
     scores = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())["last"]
     assert sum(map(sum, scores["confusion"])) == 5 * (40 - 2) * 48  # two rows are void
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_say_whose_statistics_they_keep(tmp_path, tiny_config):
-    out = train(tmp_path, tiny_config, *TWO, "--ema_decay", 0.9)
-    assert "those of the first process are kept" in out
     assert (tmp_path / "runs" / "run" / "weights.safetensors").exists()

@@ -33,7 +33,7 @@ def test_a_log_file_gets_lines_with_step_loss_rate_speed_and_time_left(show):
 
 def test_a_terminal_gets_one_bar_over_the_whole_run(show):
     shown = show(terminal=True)
-    assert re.search(r"70%\|.*7/10 " + FIGURES, shown.err)
+    assert re.search(r"70%\|.*7/10  " + FIGURES, shown.err)
     assert "100%" in shown.err
     assert "step 7/10" not in shown.out
 

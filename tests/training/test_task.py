@@ -135,6 +135,14 @@ def test_another_number_of_classes_is_refused():
         build_network(NetworkOptions(num_classes=19, **SMALL), CAMVID)
 
 
+def test_layers_that_are_never_called_are_not_trained():
+    options = {"encoder_depth": 3, "decoder_channels": [8, 8, 8]}
+    small = NetworkOptions("unet", "resnet18", "batchnorm", arch_options=options)
+    network = build_network(small, CAMVID)
+    assert not any(p.requires_grad for p in network.encoder.layer3.parameters())
+    assert all(p.requires_grad for p in network.encoder.layer2.parameters())
+
+
 def test_a_frozen_encoder_learns_nothing_and_keeps_its_statistics():
     options = NetworkOptions(operator="deconv", freeze_encoder=True, **SMALL)
     network = build_network(options, CAMVID).train()
