@@ -1,0 +1,38 @@
+"""What the docs name exists: tests, files, and names of the whitening code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+LAYERS = "\n".join(
+    (ROOT / "segdeconv" / name).read_text()
+    for name in ("whitening.py", "operators/whitened_layer.py", "operators/deconv.py")
+)
+
+
+def quoted(doc):
+    return set(re.findall(r"`([^`\n]+)`", doc.read_text()))
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
+def test_every_test_that_a_page_names_exists(doc):
+    named = {name for name in quoted(doc) if re.fullmatch(r"test_\w+", name)}
+    assert {name for name in named if f"def {name}(" not in TESTS} == set()
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
+def test_every_file_that_a_page_names_exists(doc):
+    folders = "benchmarks|configs|docs|segdeconv|tests|tools"
+    named = {name for name in quoted(doc) if re.fullmatch(rf"({folders})/[\w./-]*", name)}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_the_mathematics_names_code_that_exists():
+    page = quoted(ROOT / "docs" / "network-deconvolution.md")
+    private = {name for name in page if re.fullmatch(r"_[a-zA-Z]\w+|[a-z]+_[a-z_]+", name)}
+    private -= {name for name in private if name.startswith("test_")}
+    assert {name for name in private if not re.search(rf"\b{name}\b", LAYERS)} == set()
