@@ -261,10 +261,10 @@ def about() -> dict[str, Any]:
 INTRODUCTION = """\
 # Surgery on a zoo of networks
 
-{built} networks were converted to "deconv", {refused} were refused, {failed} failed{names}.
+Converted to "deconv": {built} networks; refused: {refused}; failed: {failed}{names}.
 
-One training step on two images gave finite outputs and gradients, and no layer of segdeconv was
-left after folding.
+Every network that did not fail gave finite outputs and gradients in a training step on two images,
+and held no layer of segdeconv after folding.
 
 - *fold*: largest difference between the folded network and evaluation in float64, relative to the
   largest output; 1e-9 is allowed.

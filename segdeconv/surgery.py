@@ -334,7 +334,7 @@ class _Plan:
         if isinstance(layer, OPERATOR_LAYERS):
             return "kept", "is an operator's layer already"
         if isinstance(layer, nn.Linear):
-            return "kept", "linear layers stay; Delinear is put in by hand"
+            return "kept", "a linear layer; Delinear is put in by hand"
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             return "kept", "only 2-D convolutions are swapped"
         if not operator.from_conv and not operator.removes_batchnorm:

@@ -109,7 +109,7 @@ def test_the_table_says_what_passed_what_was_refused_and_what_failed():
     failed = row | {"passed": False, "problems": ["finite"]}
     rows = {"timm/a": row, "timm/b": failed, "smp/c/d": {"passed": True, "refused": "cannot"}}
     text = zoo.text(rows)
-    assert "2 networks were converted" in text and "1 failed: timm/b" in text
+    assert '"deconv": 2 networks; refused: 1; failed: 1: timm/b.' in text
     assert "| timm/a | 1.5 | 3 | 0 | 0 | 1 | 2 | 1 | 1e-15 | - | 1.5 |" in text
     assert "timm/b **failed: finite**" in text and "- smp/c/d: cannot" in text
     assert "| swapped Conv2d: now Deconv2d | 6 | 2 |" in text
