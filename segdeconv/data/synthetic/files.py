@@ -96,7 +96,8 @@ def write_all(jobs: Sequence[Job], workers: int) -> Generator[None, None, None]:
     if workers == 0:
         yield from map(write_scene, jobs)
         return
-    pool = multiprocessing.Pool(workers, _start_worker)
+    # Spawned: a forked child of a process with running threads (OpenCV's, torch's) can hang.
+    pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker)
     try:
         yield from pool.imap_unordered(write_scene, jobs, chunksize=4)
     finally:
@@ -108,7 +109,7 @@ def write_all(jobs: Sequence[Job], workers: int) -> Generator[None, None, None]:
 
 def _start_worker() -> None:
     """One thread per process; Ctrl-C is for the main process, which then ends the workers."""
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
