@@ -73,6 +73,11 @@ class ConfigParser:
         self.add_argument("--name", type=str | None, help="name of the run's folder")
         self.add_argument("--output_dir", type=str, default="runs", help="folder of all runs")
         self.add_argument("--seed", type=int, default=0, help="of weights, order, augmentations")
+        self.add_argument(
+            "--threads",
+            type=int | None,
+            help="processor threads that calculate; null: torch's choice, which is every core",
+        )
         self.add_argument("--check_data", type=bool, default=True, help="look at files first")
         self.add_argument(
             "--ema_decay",

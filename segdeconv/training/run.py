@@ -66,6 +66,8 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
     hush()
     if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
         raise ValueError("nothing says how long to train; give trainer.max_epochs or max_steps")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     built = parser.instantiate(config)
     task = build_task(built)
     last = earlier / "checkpoints" / "last.ckpt" if earlier else None

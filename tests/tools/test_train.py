@@ -101,6 +101,25 @@ def test_resume_takes_the_newest_run_when_told_last_and_trains_on(trained, tool)
     assert len(about["earlier"]) == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", 1.0],
+        ["--optimizer.name", "adamw", "--optimizer.lr", 1e-3, "--schedule.name", "cosine"],
+        ["--loss.terms", "{ohem: 1, dice: 0.5, lovasz: 0.5}", "--schedule.warmup_steps", 3],
+        ["--model.channels_last", "true", "--optimizer.decay_norms_and_biases", "false"],
+        ["--save_every_n_steps", 2, "--trainer.accumulate_grad_batches", 2],
+        pytest.param(["--model.compile", "true"], marks=pytest.mark.slow),
+    ],
+    ids=lambda options: options[0],
+)
+def test_a_recipe_of_another_kind_trains(tool, config_file, options):
+    code, _, err = tool("train", "--config", config_file, *options)
+    assert code == 0, err
+    row = next(csv.DictReader(Path("runs/run/metrics.csv").open()))
+    assert np.isfinite([float(row["train_loss"]), float(row["val_loss"])]).all()
+
+
 # ------------------------------------------------------------------------------ help and mistakes
 
 
@@ -112,6 +131,15 @@ def test_help_is_shorter_than_a_screen_and_its_keys_exist(tool, capsys):
     named = set(re.findall(r"--([\w.-]+)", printed))
     known = set(ConfigParser().parser.get_defaults().keys())
     assert named - known == {"resume", "help-all", "print_config", "debug", "key"}
+
+
+def test_the_whole_configuration_can_be_printed_and_nothing_is_trained(tool, config_file, capsys):
+    with pytest.raises(SystemExit):
+        tool("train", "--config", config_file, "--optimizer.lr", 0.5, "--print_config")
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["optimizer"]["lr"] == 0.5
+    assert printed["model"]["encoder"] == "tu-mobilenetv3_small_050"
+    assert not Path("runs").exists()
 
 
 def expect(result, code, *words):

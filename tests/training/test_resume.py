@@ -94,6 +94,21 @@ def test_a_crash_loses_what_came_after_the_last_validation_and_nothing_else(
     assert table(straight) == table(crashed)
 
 
+@pytest.mark.parametrize("step", [4, 7], ids=["at a validation", "between two"])
+def test_a_schedule_by_steps_resumes_as_exactly_as_one_by_epochs(run, interrupt_at, step):
+    options = ("--trainer.max_epochs", "null", "--trainer.max_steps", 11)
+    options += ("--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", 4)
+    _, straight = run("--name", "straight", *options)
+    assert [row["step"] for row in table(straight)] == ["4", "8", "11"]
+    interrupt_at(step)
+    _, stopped = run("--name", "stopped", *options)
+    run(resume=stopped)
+    assert_same(straight, stopped)
+    # a validation that was due when the run was stopped is not made up for
+    kept = [row["step"] for row in table(straight) if row["step"] != str(step)]
+    assert [row["step"] for row in table(stopped)] == kept
+
+
 def test_accumulated_gradients_are_not_lost_by_stopping(run, interrupt_at):
     options = ("--trainer.accumulate_grad_batches", 2, "--data.batch_size", 1)
     _, straight = run("--name", "straight", *options)
