@@ -232,16 +232,18 @@ class WhitenedLayer(nn.Module):
         if freedom < wanted:
             covariance = shrink(covariance, 1 - freedom / wanted)
         # A value that is not finite, or too large to square, shows in its column's variance.
-        finite = covariance.detach().diagonal(dim1=-2, dim2=-1).amax() < math.inf
-        live = finite if live is None else live & finite
-        if may_branch and not live:
-            return self._running()
+        largest = covariance.detach().diagonal(dim1=-2, dim2=-1).amax()
         identity = torch.eye(self.blocks.size, dtype=covariance.dtype, device=covariance.device)
-        if not may_branch:  # asking a GPU for the answer would make it wait
+        if may_branch:
+            if not math.isfinite(largest.item()):
+                return self._running()
+            live = None
+        else:  # asking a GPU for the answer would make it wait
+            live = largest < math.inf if live is None else live & (largest < math.inf)
             covariance = torch.where(live, covariance, identity)
         covariance = torch.add(covariance, identity, alpha=settings.eps)
         root = inverse_root(covariance, settings.n_iter, settings.backend)
-        if not may_branch:
+        if live is not None:
             old_mean, old_root = self._running()
             mean, root = torch.where(live, mean, old_mean), torch.where(live, root, old_root)
         if not in_backward():
@@ -249,14 +251,17 @@ class WhitenedLayer(nn.Module):
         return mean, root
 
     def _sampling(self, x: Tensor) -> tuple[int, int]:
-        """Sampling stride that gives enough rows, and the rows' degrees of freedom."""
+        """Sampling stride that gives enough rows, and the rows' degrees of freedom.
+
+        With ``min_rows=0`` any number of rows will do; they are not counted then.
+        """
         stride = self.settings.sampling_stride
+        if self.settings.min_rows == 0:
+            return stride, min(x.numel(), 1)
         freedom = self.blocks.degrees_of_freedom(self._num_samples(x, stride))
         while freedom < self.settings.min_rows * self.blocks.size and stride > 1:
             stride -= 1
             freedom = self.blocks.degrees_of_freedom(self._num_samples(x, stride))
-        if self.settings.min_rows == 0:
-            freedom = max(freedom, 1) if x.numel() else 0
         return stride, freedom
 
     def _advance_freeze_counter(self) -> Tensor:
@@ -268,16 +273,23 @@ class WhitenedLayer(nn.Module):
         self.counter.add_(1).remainder_(cycle)
         return live
 
-    @torch.no_grad()
-    def _update(self, mean: Tensor, root: Tensor, live: Tensor) -> None:
-        """Average a batch in; where it was not live, it equals the running statistics already."""
+    def _update(self, mean: Tensor, root: Tensor, live: Tensor | None) -> None:
+        """Average a batch in.
+
+        Args:
+            mean: Detached; the running one where the batch is not live.
+            root: The same.
+            live: Whether the batch counts; None if it does.
+        """
         momentum = self.settings.momentum
         weight = self.running_weight * (1 - momentum) + momentum
         # Divided, the buffers themselves stay corrected: (average - start) / (1 - (1 - m)^t).
         rate: Any = momentum / weight if self.settings.bias_correction else momentum
         self.running_mean.lerp_(mean.flatten(), rate)
         self.running_deconv.lerp_(root.view_as(self.running_deconv), rate)
-        self.running_weight.copy_(torch.where(live, weight, self.running_weight))
+        if live is not None:
+            weight = torch.where(live, weight, self.running_weight)
+        self.running_weight.copy_(weight)
 
     def _running_kernel_and_bias(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Merged running statistics; computed once until a gradient is asked or they change."""
