@@ -31,8 +31,8 @@ class SaveRun(Checkpoint):
         self.best: dict[str, Any] | None = None
         self.recorded_step = -1
         """Optimiser step of the latest validation that was recorded."""
-        self._started = time.monotonic()
-        self._images = 0
+        self._broken_off = False
+        self._restart_clock()
 
     def state_dict(self) -> dict[str, Any]:
         """The best scores so far."""
@@ -68,17 +68,19 @@ class SaveRun(Checkpoint):
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Break off the validation if asked to stop (Lightning ends its loop on StopIteration)."""
         if self.stop.made and trainer.world_size == 1:
+            self._broken_off = True
             raise StopIteration
 
     def on_validation_start(self, trainer: Trainer, task: Any) -> None:
         """Note how fast training was."""
         self._seconds = time.monotonic() - self._started
+        self._broken_off = False
 
     def on_validation_end(self, trainer: Trainer, task: SegmentationTask) -> None:  # type: ignore[override]
         """Write the scores, and the states that go with them."""
         if trainer.sanity_checking:
             return
-        if self._stop_everywhere(trainer):
+        if self._broken_off:
             self._save_last(trainer)
             raise RunStopped
         assert task.scores is not None
@@ -88,24 +90,27 @@ class SaveRun(Checkpoint):
         improved = self.best is None or (record["miou"] or 0.0) > (self.best["miou"] or 0.0)
         if improved:
             self.best = record
-        self._save_last(trainer)
+        # The last state goes last: whatever fails before it is done again by a resumed run.
+        if trainer.is_global_zero:
+            self._write_tables(trainer, record)
         if improved:
             trainer.save_checkpoint(self.folder / "checkpoints" / "best.ckpt")
-        if trainer.is_global_zero:
-            if improved:
-                save_weights(self.folder / "weights.safetensors", weights_of(trainer, task))
-            scores = {"best": self.best, "last": record}
-            write_whole(self.folder / "metrics.json", json.dumps(scores, indent=1) + "\n")
-            self._add_row(self._row(trainer, task, record))
+            self._save_weights(trainer, task)
+        self._save_last(trainer)
         self.recorded_step = trainer.global_step
         self._restart_clock()
+        if self._stop_everywhere(trainer):
+            raise RunStopped
 
     def on_train_end(self, trainer: Trainer, task: SegmentationTask) -> None:  # type: ignore[override]
         """Without validations, what training ended with is what there is to keep."""
         if trainer.limit_val_batches == 0:
             self._save_last(trainer)
-            if trainer.is_global_zero:
-                save_weights(self.folder / "weights.safetensors", weights_of(trainer, task))
+            self._save_weights(trainer, task)
+
+    def _save_weights(self, trainer: Trainer, task: SegmentationTask) -> None:
+        if trainer.is_global_zero:
+            save_weights(self.folder / "weights.safetensors", weights_of(trainer, task))
 
     def _save_last(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
@@ -119,28 +124,27 @@ class SaveRun(Checkpoint):
     def _restart_clock(self) -> None:
         self._started, self._images = time.monotonic(), 0
 
-    def _row(
-        self, trainer: Trainer, task: SegmentationTask, record: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _write_tables(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        scores = {"best": self.best, "last": record}
+        write_whole(self.folder / "metrics.json", json.dumps(scores, indent=1) + "\n")
+        path = self.folder / "metrics.csv"
+        before = path.read_text() if path.exists() else ""
+        write_whole(path, before + _csv([self._row(trainer, record)], header=not before))
+
+    def _row(self, trainer: Trainer, record: dict[str, Any]) -> dict[str, Any]:
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        kept = ("miou", "mean_accuracy", "pixel_accuracy")
         return {
             "epoch": record["epoch"],
             "step": record["step"],
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train_loss": logged.get("train/mean_loss", math.nan),
             "val_loss": logged["val/loss"],
-            "miou": record["miou"],
-            "mean_accuracy": record["mean_accuracy"],
-            "pixel_accuracy": record["pixel_accuracy"],
+            **{name: record[name] for name in kept},
             "images_per_second": round(self._images / self._seconds, 2),
             "seconds": round(self._seconds, 1),
             **{f"iou/{name}": value for name, value in record["class_iou"].items()},
         }
-
-    def _add_row(self, row: dict[str, Any]) -> None:
-        path = self.folder / "metrics.csv"
-        before = path.read_text() if path.exists() else ""
-        write_whole(path, before + _csv([row], header=not before))
 
 
 def _csv(rows: list[dict[str, Any]], header: bool = True) -> str:

@@ -74,8 +74,7 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
     if last:  # before anything is written into the run's folder
         check_fit(task.network, read_weights(last), last)
     folder = earlier or new_folder(config)
-    stop = StopRequest()
-    record = SaveRun(folder, stop, config.save_every_n_steps)
+    record = SaveRun(folder, StopRequest(), config.save_every_n_steps)
     try:
         trainer = make_trainer(config, folder, record)
     except BaseException:
@@ -83,33 +82,46 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
             folder.rmdir()  # a setting that Lightning refuses is no run
         raise
     if is_first_process():
-        describe(folder, parser, config, task.network)
-        if trainer.world_size > 1 and any(isinstance(m, WhitenedLayer) for m in task.modules()):
-            print(
-                "note: each process whitens with the statistics of its own images, and those of "
-                "the first process are kept"
-            )
+        describe(folder, parser, config, task.network, trainer.world_size)
+    fit(trainer, task, built.data, record, last)
+    return folder
+
+
+def fit(
+    trainer: Trainer,
+    task: SegmentationTask,
+    data: SegmentationData,
+    record: SaveRun,
+    last: Path | None = None,
+) -> None:
+    """Train, from the checkpoint ``last`` if given, to the end or until the user stops it.
+
+    Raises:
+        RunStopped: If the user stopped it; its state is saved.
+        ValueError: If several processes are to train weights that have no part in the output.
+    """
     try:
-        with stop.listening():
-            trainer.fit(task, built.data, ckpt_path=last, weights_only=True)
+        with record.stop.listening():
+            trainer.fit(task, data, ckpt_path=last, weights_only=True)
             if record.recorded_step != trainer.global_step and trainer.limit_val_batches != 0:
                 # the last step was none that Lightning validates after, or that was broken off
-                trainer.validate(task, built.data, verbose=False)
+                trainer.validate(task, data, verbose=False)
+    except RunStopped:
+        raise RunStopped(
+            f"step {trainer.global_step} is saved; go on with: "
+            f"python tools/train.py --resume {record.folder}"
+        ) from None
+    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
+        raise KeyboardInterrupt from None
     except RuntimeError as error:
+        if record.stop.made and "DataLoader worker" in str(error):  # the signal went to all
+            raise KeyboardInterrupt from None
         if "find_unused_parameters" not in str(error):
             raise
         raise ValueError(
             "some weights have no part in the network's output, which several processes do not "
             "bear; give --trainer.strategy ddp_find_unused_parameters_true"
         ) from error
-    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
-        raise KeyboardInterrupt from None
-    except RunStopped:
-        raise RunStopped(
-            f"step {trainer.global_step} is saved; go on with: "
-            f"python tools/train.py --resume {folder}"
-        ) from None
-    return folder
 
 
 def build_task(built: Namespace) -> SegmentationTask:
@@ -157,7 +169,9 @@ def make_trainer(config: Namespace, folder: Path, record: SaveRun) -> Trainer:
     )
 
 
-def describe(folder: Path, parser: ConfigParser, config: Namespace, network: Any) -> None:
+def describe(
+    folder: Path, parser: ConfigParser, config: Namespace, network: Any, processes: int
+) -> None:
     """Write what is known before the first step, and say it in a few lines."""
     write_whole(folder / "config.yaml", parser.write(config))
     write_environment(folder, config.seed)
@@ -166,6 +180,11 @@ def describe(folder: Path, parser: ConfigParser, config: Namespace, network: Any
     write_whole(folder / "surgery.json", json.dumps(report.to_dict(), indent=1) + "\n")
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     print(f"{default_name(config)}: {millions:.1f} M parameters; everything goes to {folder}")
+    if processes > 1 and any(isinstance(module, WhitenedLayer) for module in network.modules()):
+        print(
+            "note: each process whitens with the statistics of its own images, and those of the "
+            "first process are kept"
+        )
 
 
 def check_data(data: SegmentationData) -> None:

@@ -137,6 +137,24 @@ def test_stopping_in_a_validation_breaks_it_off_and_the_training_goes_on_exactly
     assert [row["step"] for row in table(stopped)] == ["10", "15"]  # 5 was broken off, not scored
 
 
+def test_a_wish_to_stop_in_the_last_batch_of_a_validation_costs_nothing(run, straight, monkeypatch):
+    original = SaveRun.on_validation_batch_start
+
+    def hook(self, trainer, task, batch, index, *rest):
+        original(self, trainer, task, batch, index, *rest)
+        if trainer.global_step == 5 and index == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SaveRun, "on_validation_batch_start", hook)
+        code, stopped = run("--name", "stopped")
+    assert code == 130
+    assert [row["step"] for row in table(stopped)] == ["5"]
+    run(resume=stopped)
+    assert_same(straight, stopped)
+    assert table(straight) == table(stopped)
+
+
 def test_a_validation_broken_off_at_the_very_end_is_made_up_for(run, straight, interrupt_at):
     interrupt_at(15)
     _, stopped = run("--name", "stopped")
