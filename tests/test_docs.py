@@ -9,8 +9,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
 LAYERS = "\n".join(
-    (ROOT / "segdeconv" / name).read_text()
-    for name in ("whitening.py", "operators/whitened_layer.py", "operators/deconv.py")
+    path.read_text()
+    for folder in ("whitening", "operators")
+    for path in sorted((ROOT / "segdeconv" / folder).glob("*.py"))
 )
 
 

@@ -9,16 +9,18 @@ import torch.nn.functional as F
 
 from segdeconv.whitening import (
     Blocks,
+    FlatGrid,
+    PatchGrid,
+    RowGrid,
+    StretchedGrid,
     divided_differences,
-    flat_columns,
     frobenius_norm,
     inverse_root,
     largest_divisor,
     merge,
-    moments,
     newton_schulz_gain,
-    patch_columns,
     released_block,
+    sampled_moments,
     shrink,
 )
 
@@ -156,15 +158,46 @@ def test_moments_equal_those_of_rows_pooled_by_hand(blocks):
     covariances = torch.stack([torch.cov(group, correction=0) for group in groups])
     if blocks.share == "root":
         covariances = covariances.mean(0, keepdim=True)
-    mean, covariance = moments(columns, blocks)
+    _, mean, covariance = sampled_moments(columns.T, RowGrid(), blocks)
     torch.testing.assert_close(mean, means, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(covariance, covariances, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("blocks", LAYOUTS.values(), ids=LAYOUTS)
 def test_gradient_of_the_moments_agrees_with_finite_differences(blocks):
-    columns = random(36, 3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda c: moments(c, blocks), columns, fast_mode=True)
+    rows = random(3, 36).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: sampled_moments(x, RowGrid(), blocks), rows)
+
+
+SAMPLINGS = {
+    "padded patches": PatchGrid((3, 3), (3, 3), (1, 1)),
+    "overlapping dilated patches": PatchGrid((3, 2), (1, 2), (2, 1), (2, 3)),
+    "padding beyond the taps": PatchGrid((2, 2), (5, 4), (3, 3)),
+    "pixels": PatchGrid((1, 1), (2, 3)),
+    "flat": FlatGrid(9),
+    "flat, longer than an image": FlatGrid(100),
+    "stretched": StretchedGrid(PatchGrid((2, 2), (3, 3)), (2, 2), (1, 0), (1, 1)),
+    "stretched and cut": StretchedGrid(PatchGrid((3, 3), (1, 1)), (2, 1), (-1, 2), (0, 2)),
+}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradient_through_each_sampling_agrees_with_finite_differences(sampling, layout):
+    x = random(5, 2, 7, 6).to(memory_format=layout).requires_grad_()
+    blocks = Blocks(1, 2 * (sampling.gather(x, x.dtype).shape[0] // 2))
+
+    def function(x):  # what passes through is used too, as the convolution does
+        passed, mean, covariance = sampled_moments(x, sampling, blocks)
+        return passed.sin(), mean, covariance
+
+    assert torch.autograd.gradcheck(function, x)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_a_sampling_gathers_as_many_columns_as_it_counts(sampling):
+    x = random(5, 2, 7, 6)
+    assert sampling.gather(x, x.dtype).shape[1] == sampling.count(x.shape)
 
 
 @pytest.mark.parametrize("blocks", LAYOUTS.values(), ids=LAYOUTS)
@@ -214,7 +247,8 @@ def test_the_bias_follows_the_rounded_kernel():
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_patches_are_read_at_each_grid_position_with_zeros_outside(dilation):
     x = random(2, 3, 8, 7)
-    columns = patch_columns(x, (3, 2), (3, 2), (1, 1), (dilation, dilation))
+    grid = PatchGrid((3, 2), (3, 2), (1, 1), (dilation, dilation))
+    columns = grid.gather(x, x.dtype)
     padded = F.pad(x, (1, 1, 1, 1))
     rows = range(0, 10 - 2 * dilation, 3)
     places = [(n, p, q) for n in range(2) for p in rows for q in range(0, 9 - dilation, 2)]
@@ -224,11 +258,14 @@ def test_patches_are_read_at_each_grid_position_with_zeros_outside(dilation):
         assert torch.equal(columns[:, s], patch.flatten())
 
 
-def test_flat_sampling_runs_on_across_rows_and_images():
-    x = torch.arange(2 * 3 * 5 * 7).view(2, 3, 5, 7)
-    pixels = [(n, h, w) for n in range(2) for h in range(5) for w in range(7)][::9]
+@pytest.mark.parametrize("step", [1, 5, 9, 50])
+def test_flat_sampling_runs_on_across_rows_and_images(step):
+    x = torch.arange(4 * 3 * 5 * 7).view(4, 3, 5, 7)
+    pixels = [(n, h, w) for n in range(4) for h in range(5) for w in range(7)][::step]
     expected = torch.stack([x[n, :, h, w] for n, h, w in pixels], 1)
-    assert torch.equal(flat_columns(x, 9), expected)
+    columns = FlatGrid(step).gather(x, x.dtype)
+    order = columns[0].argsort()
+    assert torch.equal(columns[:, order], expected)
 
 
 def test_full_shrinkage_leaves_the_mean_variance_and_none_leaves_the_matrix():

@@ -28,6 +28,7 @@ Shapes: N images, C channels, O output channels, G blocks of D columns, M invers
 """
 
 import math
+from functools import partial
 from typing import Any, Literal, Unpack, cast
 
 import torch
@@ -45,13 +46,16 @@ from segdeconv.operators.whitened_layer import (
     whitening_settings,
 )
 from segdeconv.whitening import (
-    Blocks,
-    flat_columns,
+    FlatGrid,
+    PatchGrid,
+    RowGrid,
+    Sampling,
+    StretchedGrid,
     inverse_root,
     merge,
-    moments,
-    patch_columns,
 )
+
+Pair = tuple[int, int]
 
 
 class Deconv2d(WhitenedLayer, nn.Conv2d):
@@ -127,10 +131,10 @@ class Deconv2d(WhitenedLayer, nn.Conv2d):
         new = cls(  # on meta nothing is initialised, so the global random state does not move
             conv.in_channels,
             conv.out_channels,
-            cast(tuple[int, int], conv.kernel_size),
-            cast(tuple[int, int], conv.stride),
+            cast(Pair, conv.kernel_size),
+            cast(Pair, conv.stride),
             cast(Any, conv.padding),
-            cast(tuple[int, int], conv.dilation),
+            cast(Pair, conv.dilation),
             conv.groups,
             conv.bias is not None,
             cast(Any, conv.padding_mode),
@@ -144,8 +148,7 @@ class Deconv2d(WhitenedLayer, nn.Conv2d):
         """(N, C, H, W) -> (N, O, H', W'), or the same without N."""
         if x.dim() == 3:
             return self.forward(x[None])[0]
-        x = self._pad(x)
-        kernel, bias = self._kernel_and_bias(x)
+        x, kernel, bias = self._whiten(self._pad(x), self._sampling)
         return F.conv2d(
             x, kernel, bias, self.stride, self._zero_padding(), self.dilation, self.groups
         )
@@ -164,7 +167,7 @@ class Deconv2d(WhitenedLayer, nn.Conv2d):
         if self.padding == "same":
             vertical, horizontal = self._same_padding()
             return (0, 0) if vertical % 2 or horizontal % 2 else (vertical // 2, horizontal // 2)
-        return cast(tuple[int, int], self.padding)
+        return cast(Pair, self.padding)
 
     def _same_padding(self) -> tuple[int, int]:
         """Pixels that "same" adds in all, (vertical, horizontal)."""
@@ -182,7 +185,7 @@ class Deconv2d(WhitenedLayer, nn.Conv2d):
             left, top = horizontal // 2, vertical // 2
             amounts = (left, horizontal - left, top, vertical - top)
         elif self.padding_mode != "zeros":
-            vertical, horizontal = cast(tuple[int, int], self.padding)
+            vertical, horizontal = cast(Pair, self.padding)
             amounts = (horizontal, horizontal, vertical, vertical)
         else:
             return x
@@ -191,25 +194,12 @@ class Deconv2d(WhitenedLayer, nn.Conv2d):
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return F.pad(x, amounts, mode)
 
-    def _steps(self, sampling_stride: int) -> tuple[int, int]:
-        return sampling_stride * self.stride[0], sampling_stride * self.stride[1]
-
-    def _columns(self, x: Tensor, sampling_stride: int) -> Tensor:
-        kernel_size = cast(tuple[int, int], self.kernel_size)
-        steps = self._steps(sampling_stride)
+    def _sampling(self, sampling_stride: int) -> Sampling:
+        steps = (sampling_stride * self.stride[0], sampling_stride * self.stride[1])
+        kernel_size, dilation = cast(Pair, self.kernel_size), cast(Pair, self.dilation)
         if kernel_size == (1, 1) and self.settings.sampling == "flat":
-            return flat_columns(x, steps[0] * steps[1])
-        dilation = cast(tuple[int, int], self.dilation)
-        return patch_columns(x, kernel_size, steps, self._zero_padding(), dilation)
-
-    def _num_samples(self, x: Tensor, sampling_stride: int) -> int:
-        steps, padding = self._steps(sampling_stride), self._zero_padding()
-        samples = x.shape[0]
-        for axis in (0, 1):
-            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
-            positions = x.shape[2 + axis] + 2 * padding[axis] - reach
-            samples *= max(0, -(-positions // steps[axis]))
-        return samples
+            return FlatGrid(steps[0] * steps[1])
+        return PatchGrid(kernel_size, steps, self._zero_padding(), dilation)
 
 
 class DeconvTranspose2d(WhitenedLayer, nn.ConvTranspose2d):
@@ -292,13 +282,13 @@ class DeconvTranspose2d(WhitenedLayer, nn.ConvTranspose2d):
         new = cls(
             conv.in_channels,
             conv.out_channels,
-            cast(tuple[int, int], conv.kernel_size),
-            cast(tuple[int, int], conv.stride),
-            cast(tuple[int, int], conv.padding),
-            cast(tuple[int, int], conv.output_padding),
+            cast(Pair, conv.kernel_size),
+            cast(Pair, conv.stride),
+            cast(Pair, conv.padding),
+            cast(Pair, conv.output_padding),
             conv.groups,
             conv.bias is not None,
-            cast(tuple[int, int], conv.dilation),
+            cast(Pair, conv.dilation),
             device="meta",
             preset=preset,
             **options,
@@ -318,14 +308,13 @@ class DeconvTranspose2d(WhitenedLayer, nn.ConvTranspose2d):
             2,
             cast(list[int], self.dilation),
         )
-        patches_from = self._stretched(x, output_padding) if self.training else x
-        kernel, bias = self._kernel_and_bias(patches_from)
+        x, kernel, bias = self._whiten(x, partial(self._sampling, output_padding))
         return F.conv_transpose2d(
             x,
             kernel,
             bias,
             self.stride,
-            cast(tuple[int, int], self.padding),
+            cast(Pair, self.padding),
             cast(Any, output_padding),
             self.groups,
             self.dilation,
@@ -338,33 +327,23 @@ class DeconvTranspose2d(WhitenedLayer, nn.ConvTranspose2d):
         )
         return give_merged(plain, self)
 
-    def _stretched(self, x: Tensor, output_padding: list[int]) -> Tensor:
-        """Input of the equivalent ordinary convolution: zeros between and around the pixels."""
-        sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], self.stride, strict=True)]
-        stretched = x.new_zeros(*x.shape[:2], *sizes)
-        stretched[:, :, :: self.stride[0], :: self.stride[1]] = x
-        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        rows, columns = (reach[axis] - cast(tuple[int, int], self.padding)[axis] for axis in (0, 1))
-        return F.pad(
-            stretched, (columns, columns + output_padding[1], rows, rows + output_padding[0])
+    def _sampling(self, output_padding: list[int], sampling_stride: int) -> Sampling:
+        """Patches of the equivalent ordinary convolution over the stretched input."""
+        stride, dilation, kernel_size, padding = (
+            cast(Pair, size)
+            for size in (self.stride, self.dilation, self.kernel_size, self.padding)
         )
-
-    def _steps(self, sampling_stride: int) -> tuple[int, int]:
-        vertical, horizontal = (_next_coprime(sampling_stride, stride) for stride in self.stride)
-        return vertical, horizontal
-
-    def _columns(self, x: Tensor, sampling_stride: int) -> Tensor:
-        kernel_size, dilation = (
-            cast(tuple[int, int], size) for size in (self.kernel_size, self.dilation)
+        top, left = (dilation[i] * (kernel_size[i] - 1) - padding[i] for i in (0, 1))
+        steps = (
+            _next_coprime(sampling_stride, stride[0]),
+            _next_coprime(sampling_stride, stride[1]),
         )
-        return patch_columns(x, kernel_size, self._steps(sampling_stride), (0, 0), dilation)
-
-    def _num_samples(self, x: Tensor, sampling_stride: int) -> int:
-        steps, samples = self._steps(sampling_stride), x.shape[0]
-        for axis in (0, 1):
-            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
-            samples *= max(0, -(-(x.shape[2 + axis] - reach) // steps[axis]))
-        return samples
+        return StretchedGrid(
+            PatchGrid(kernel_size, steps, dilation=dilation),
+            stride,
+            (top, left),
+            (top + output_padding[0], left + output_padding[1]),
+        )
 
     def _merge(self, mean: Tensor, root: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         weight = self._turned(self.effective_weight())
@@ -430,7 +409,7 @@ class Delinear(WhitenedLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        weight, bias = self._kernel_and_bias(x)
+        x, weight, bias = self._whiten(x, RowGrid)
         return F.linear(x, weight, bias)
 
     def fold(self) -> nn.Linear:
@@ -438,12 +417,6 @@ class Delinear(WhitenedLayer, nn.Linear):
         with torch.device("meta"):
             plain = nn.Linear(self.in_features, self.out_features)
         return give_merged(plain, self)
-
-    def _columns(self, x: Tensor, sampling_stride: int) -> Tensor:
-        return x.reshape(-1, self.in_features)[::sampling_stride].mT
-
-    def _num_samples(self, x: Tensor, sampling_stride: int) -> int:
-        return -(-(x.numel() // self.in_features) // sampling_stride)
 
 
 class ChannelDeconv(nn.Module):
@@ -536,11 +509,10 @@ class ChannelDeconv(nn.Module):
         return whitened.view(maps.shape[1], maps.shape[0], *maps.shape[2:]).transpose(0, 1)
 
     def _statistics(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        mean = samples.mean(-1, keepdim=True)
         if self.centred:
-            mean, covariance = moments(samples, Blocks(1, len(samples)))
-            mean, covariance = mean.mT, covariance[0]
+            covariance = torch.cov(samples, correction=0)
         else:
-            mean = samples.mean(-1, keepdim=True)
             covariance = samples @ samples.mT / samples.shape[-1]
         identity = torch.eye(len(samples), dtype=samples.dtype, device=samples.device)
         covariance = covariance + self.settings.eps * identity

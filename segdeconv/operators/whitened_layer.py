@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from segdeconv.whitening import (
     Backend,
     Blocks,
+    Sampling,
     Share,
     inverse_root,
     largest_divisor,
     merge,
-    moments,
     released_block,
+    sampled_moments,
     shrink,
 )
 
@@ -56,9 +57,8 @@ class Whitening:
         momentum: Of the running averages, in (0, 1].
         sampling_stride: Distance between sampled patches, in units of the layer's stride.
         freeze: Keep the statistics fixed in most steps, on the duty cycle of the released code.
-        freeze_iter: With ``freeze``: freeze_iter + 1 live steps, then 9 freeze_iter - 1 frozen
-        ones. grouping: "interleaved": block g holds columns g, g + G, ... of the (channel, tap)
-        list;
+        freeze_iter: With ``freeze``: freeze_iter + 1 live steps, then 9 freeze_iter - 1 others.
+        grouping: "interleaved": block g holds columns g, g + G, ... of the (channel, tap) list;
             "channel": each block is a run of channels with all their taps.
         share: "both": all blocks pool their samples into one mean and one root; "root": one root,
             each block its own mean; "none": a mean and a root per block. Grouped convolutions
@@ -140,13 +140,13 @@ def whitening_settings(
 class WhitenedLayer(nn.Module):
     """State shared by the whitening layers: running statistics, their update, the merged kernel.
 
-    A mixin over a torch layer with ``weight`` and ``bias``.  Subclasses say how a batch gives
-    columns.
+    A mixin over a torch layer with ``weight`` and ``bias``.  Subclasses say how to sample a batch.
 
     Buffers:
         running_mean: (means x D,).
         running_deconv: (D, D), or (M, D, D) when there are several; an average of roots, as
-        released. running_weight: Share of real batches in the averages, 0 at the start, towards 1.
+            released.
+        running_weight: Share of real batches in the averages, 0 at the start, towards 1.
         counter: Steps within the freeze cycle, only with ``freeze``.
     """
 
@@ -183,27 +183,30 @@ class WhitenedLayer(nn.Module):
         weight: Tensor = self.weight
         return weight
 
-    def _columns(self, x: Tensor, sampling_stride: int) -> Tensor:
-        """Sampled im2col columns (C x taps, S) of the input."""
-        raise NotImplementedError
-
-    def _num_samples(self, x: Tensor, sampling_stride: int) -> int:
-        """S for an input of this shape."""
-        raise NotImplementedError
-
     def _merge(self, mean: Tensor, root: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Kernel and bias of the plain layer, both in ``dtype``."""
         weight = self.effective_weight()
         kernel, bias = merge(weight, self.bias, mean, root, self.blocks, dtype)
         return kernel, bias.to(dtype)
 
-    def _kernel_and_bias(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Kernel and bias for this input: by batch statistics in training, else by running ones."""
+    def _whiten(
+        self, x: Tensor, sampling: Callable[[int], Sampling]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Kernel and bias for this input: by batch statistics in training, else by running ones.
+
+        Args:
+            x: Input of the convolution.
+            sampling: What to read from ``x``, by sampling stride.
+
+        Returns:
+            ``x`` as the convolution must take it (see `sampled_moments`), kernel and bias.
+        """
         dtype = compute_dtype(x)
         if not self.training:
-            return self._running_kernel_and_bias(dtype)
+            return x, *self._running_kernel_and_bias(dtype)
         with torch.autocast(x.device.type, enabled=False):
-            return self._merge(*self._batch_statistics(x), dtype)
+            x, mean, root = self._batch_statistics(x, sampling)
+            return x, *self._merge(mean, root, dtype)
 
     def _running(self) -> tuple[Tensor, Tensor]:
         """Running mean (1 or G, D) and roots (M, D, D), as copies.
@@ -216,53 +219,59 @@ class WhitenedLayer(nn.Module):
             -1, size, size
         )
 
-    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and root of this batch, or the running ones where the batch cannot give them."""
+    def _batch_statistics(
+        self, x: Tensor, sampling: Callable[[int], Sampling]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``x``, mean and root of this batch, or the running ones if the batch cannot give them."""
         settings = self.settings
-        stride, freedom = self._sampling(x)
+        grid, freedom = self._choose_sampling(x, sampling)
         if freedom < 1:  # one row has no covariance; running statistics can serve and stay
-            return self._running()
+            return x, *self._running()
         live = self._advance_freeze_counter() if settings.freeze else None
         may_branch = x.device.type == "cpu" and not torch.compiler.is_compiling()
         if live is not None and may_branch and not live:
-            return self._running()
-        columns = self._columns(x, stride).to(self.running_mean.dtype)
-        mean, covariance = moments(columns, self.blocks)
+            return x, *self._running()
+        x, mean, covariance = sampled_moments(
+            x, grid, self.blocks, settings.eps, self.running_mean.dtype
+        )
         wanted = settings.min_rows * self.blocks.size
         if freedom < wanted:
             covariance = shrink(covariance, 1 - freedom / wanted)
         # A value that is not finite, or too large to square, shows in its column's variance.
         largest = covariance.detach().diagonal(dim1=-2, dim2=-1).amax()
-        identity = torch.eye(self.blocks.size, dtype=covariance.dtype, device=covariance.device)
         if may_branch:
             if not math.isfinite(largest.item()):
-                return self._running()
+                return x, *self._running()
             live = None
         else:  # asking a GPU for the answer would make it wait
             live = largest < math.inf if live is None else live & (largest < math.inf)
+            identity = torch.eye(self.blocks.size, dtype=covariance.dtype, device=x.device)
             covariance = torch.where(live, covariance, identity)
-        covariance = torch.add(covariance, identity, alpha=settings.eps)
         root = inverse_root(covariance, settings.n_iter, settings.backend)
         if live is not None:
             old_mean, old_root = self._running()
             mean, root = torch.where(live, mean, old_mean), torch.where(live, root, old_root)
         if not in_backward():
             self._update(mean.detach(), root.detach(), live)
-        return mean, root
+        return x, mean, root
 
-    def _sampling(self, x: Tensor) -> tuple[int, int]:
-        """Sampling stride that gives enough rows, and the rows' degrees of freedom.
+    def _choose_sampling(
+        self, x: Tensor, sampling: Callable[[int], Sampling]
+    ) -> tuple[Sampling, int]:
+        """The sampling of the largest stride that gives enough rows; their degrees of freedom.
 
-        With ``min_rows=0`` any number of rows will do; they are not counted then.
+        With ``min_rows=0`` any number of rows will do.
         """
-        stride = self.settings.sampling_stride
-        if self.settings.min_rows == 0:
-            return stride, min(x.numel(), 1)
-        freedom = self.blocks.degrees_of_freedom(self._num_samples(x, stride))
-        while freedom < self.settings.min_rows * self.blocks.size and stride > 1:
+        stride, wanted = self.settings.sampling_stride, self.settings.min_rows * self.blocks.size
+        while True:
+            grid = sampling(stride)
+            rows = grid.count(x.shape)
+            if wanted == 0:
+                return grid, min(rows, 1)
+            freedom = self.blocks.degrees_of_freedom(rows)
+            if freedom >= wanted or stride == 1:
+                return grid, freedom
             stride -= 1
-            freedom = self.blocks.degrees_of_freedom(self._num_samples(x, stride))
-        return stride, freedom
 
     def _advance_freeze_counter(self) -> Tensor:
         """Whether this step is live: the first freeze_iter + 1 of every 10 freeze_iter steps."""

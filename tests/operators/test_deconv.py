@@ -216,7 +216,7 @@ def test_transposed_output_equals_an_explicit_whitening_of_the_stretched_map(arg
 
 def test_transposed_sampling_visits_every_phase():
     layer = DeconvTranspose2d(2, 2, 3, stride=3, sampling_stride=3)
-    step = layer._steps(3)[0]
+    step = layer._sampling([0, 0], 3).grid.step[0]
     assert {position % 3 for position in range(0, 60, step)} == {0, 1, 2}
 
 
@@ -349,9 +349,12 @@ def test_a_degenerate_depthwise_batch_does_not_blow_up_evaluation_as_the_release
 def test_sampling_gets_denser_before_the_covariance_is_shrunk():
     layer = Deconv2d(16, 4, 3, padding=1)
     large, small = torch.rand(4, 16, 96, 96), torch.rand(4, 16, 16, 16)
-    assert layer._sampling(large)[0] == 3
-    assert layer._sampling(small)[0] == 1
-    assert Deconv2d(16, 4, 3, padding=1, preset="released")._sampling(small)[0] == 3
+    released = Deconv2d(16, 4, 3, padding=1, preset="released")
+
+    def step(layer, x):
+        return layer._choose_sampling(x, layer._sampling)[0].step[0]
+
+    assert (step(layer, large), step(layer, small), step(released, small)) == (3, 1, 3)
 
 
 INPUTS = {

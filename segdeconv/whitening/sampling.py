@@ -1,0 +1,291 @@
+"""Which rows the statistics are taken from, and mean and covariance over them.
+
+A sampling says how an activation gives im2col columns and how their gradient goes back.  Nothing of
+their size outlives the forward pass: the backward gathers them again.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from segdeconv.whitening.blocks import Blocks
+
+Pair = tuple[int, int]
+
+
+class Sampling(Protocol):
+    """Reads columns out of an activation."""
+
+    def count(self, shape: torch.Size) -> int:
+        """Columns S of an activation of this shape."""
+
+    def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Columns (C x taps, S), a new tensor in ``dtype``."""
+
+    def add_back(self, grad_x: Tensor, grad: Tensor) -> Tensor:
+        """``grad_x`` plus the gradient of the columns at the places they were read from."""
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Patches of (N, C, H, W) on a grid; row c * taps + a * width + b is channel c, tap (a, b).
+
+    Attributes:
+        kernel_size: Taps, (height, width).
+        step: Distance between patches in pixels, (vertical, horizontal).
+        padding: Zeros on each side; they are part of the patches.
+        dilation: Distance between taps.
+    """
+
+    kernel_size: Pair
+    step: Pair
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+
+    def places(self, shape: torch.Size) -> Pair:
+        """Patches down and across."""
+        down, across = (
+            max(0, -(-(shape[2 + i] + 2 * self.padding[i] - self._reach(i)) // self.step[i]))
+            for i in (0, 1)
+        )
+        return down, across
+
+    def _reach(self, axis: int) -> int:
+        return self.dilation[axis] * (self.kernel_size[axis] - 1)
+
+    def count(self, shape: torch.Size) -> int:
+        """Patches in all images."""
+        return shape[0] * math.prod(self.places(shape))
+
+    def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(C x taps, S).
+
+        Tap by tap into the buffer: no padded copy of the whole map, and little is read when the
+        step is large.
+        """
+        padded = self.padding != (0, 0)
+        shape = (x.shape[1], *self.kernel_size, x.shape[0], *self.places(x.shape))
+        columns = (torch.zeros if padded else torch.empty)(shape, dtype=dtype, device=x.device)
+        maps = x.transpose(0, 1)
+        for here, there in self._taps(x.shape):
+            columns[here] = maps[there]
+        return columns.view(math.prod(shape[:3]), -1)
+
+    def add_back(self, grad_x: Tensor, grad: Tensor) -> Tensor:
+        """In place; taps of different patches may meet in a pixel."""
+        grad = grad.view(
+            grad_x.shape[1], *self.kernel_size, grad_x.shape[0], *self.places(grad_x.shape)
+        )
+        maps = grad_x.transpose(0, 1)
+        for here, there in self._taps(grad_x.shape):
+            maps[there] += grad[here]
+        return grad_x
+
+    def _taps(self, shape: torch.Size) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
+        """For each tap, its place in the buffer and the pixels of (C, N, H, W) that go there."""
+        places = self.places(shape)
+        ranges = [
+            [self._tap(tap, axis, shape[2 + axis], places[axis]) for tap in range(taps)]
+            for axis, taps in enumerate(self.kernel_size)
+        ]
+        for a, (rows, from_rows) in enumerate(ranges[0]):
+            for b, (columns, from_columns) in enumerate(ranges[1]):
+                every = slice(None)
+                yield (every, a, b, every, rows, columns), (every, every, from_rows, from_columns)
+
+    def _tap(self, tap: int, axis: int, size: int, places: int) -> tuple[slice, slice]:
+        """Along one axis: the patches whose tap lies inside the map, and the pixels it meets."""
+        step, start = self.step[axis], tap * self.dilation[axis] - self.padding[axis]
+        first = max(0, -(start // step))
+        end = max(first, min(places, (size - 1 - start) // step + 1))
+        begin = start + first * step
+        if end == first:
+            return slice(0, 0), slice(0, 0)
+        return slice(first, end), slice(begin, start + (end - 1) * step + 1, step)
+
+
+@dataclass(frozen=True)
+class FlatGrid:
+    """Every ``step``-th pixel of the flattened batch, as the released 1x1 layers sample.
+
+    Runs through the batch in the order image, row, column, so the sampled pixels form stripes that
+    depend on ``W mod step`` and on the place of an image in the batch.
+    """
+
+    step: int
+
+    def count(self, shape: torch.Size) -> int:
+        """Sampled pixels."""
+        return -(-shape[0] * math.prod(shape[2:]) // self.step)
+
+    def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(C, S), in another order than they have in the batch, which changes no sum."""
+        maps = x.flatten(2).transpose(0, 1)
+        parts = [maps[:, images, pixels].flatten(1) for images, pixels in self._phases(x.shape)]
+        return torch.cat(parts, 1).to(dtype)
+
+    def add_back(self, grad_x: Tensor, grad: Tensor) -> Tensor:
+        """In place where the memory order allows."""
+        maps = grad_x.flatten(2)
+        into, start = maps.transpose(0, 1), 0
+        for images, pixels in self._phases(grad_x.shape):
+            part = into[:, images, pixels]
+            part += grad[:, start : start + part[0].numel()].view(part.shape)
+            start += part[0].numel()
+        return maps.view(grad_x.shape)
+
+    def _phases(self, shape: torch.Size) -> Iterator[tuple[slice, slice]]:
+        """Images in which the first sampled pixel has the same place, and their sampled pixels."""
+        pixels = math.prod(shape[2:])
+        period = self.step // math.gcd(self.step, pixels)
+        for image in range(min(period, shape[0])):
+            first = min(-image * pixels % self.step, pixels)
+            yield slice(image, None, period), slice(first, None, self.step)
+
+
+@dataclass(frozen=True)
+class StretchedGrid:
+    """Patches of a transposed convolution: of its input with zeros between and around the pixels.
+
+    Attributes:
+        grid: Patches of the stretched map.
+        stride: Distance of the input's pixels in the stretched map.
+        before: Zeros above and left; a negative number cuts off.
+        after: Zeros below and right.
+    """
+
+    grid: PatchGrid
+    stride: Pair
+    before: Pair
+    after: Pair
+
+    def _stretched_shape(self, shape: torch.Size) -> torch.Size:
+        sizes = [
+            (size - 1) * stride + 1 + before + after
+            for size, stride, before, after in zip(
+                shape[2:], self.stride, self.before, self.after, strict=True
+            )
+        ]
+        return torch.Size((*shape[:2], *sizes))
+
+    def _stretch(self, x: Tensor) -> Tensor:
+        sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], self.stride, strict=True)]
+        stretched = x.new_zeros(*x.shape[:2], *sizes)
+        stretched[:, :, :: self.stride[0], :: self.stride[1]] = x
+        (top, left), (bottom, right) = self.before, self.after
+        return F.pad(stretched, (left, right, top, bottom))
+
+    def count(self, shape: torch.Size) -> int:
+        """Patches in all images."""
+        return self.grid.count(self._stretched_shape(shape))
+
+    def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(C x taps, S)."""
+        return self.grid.gather(self._stretch(x), dtype)
+
+    def add_back(self, grad_x: Tensor, grad: Tensor) -> Tensor:
+        """Gradients at the inserted zeros have nowhere to go."""
+        whole = grad.new_zeros(self._stretched_shape(grad_x.shape))
+        whole = self.grid.add_back(whole, grad)
+        (top, left), (bottom, right) = self.before, self.after
+        inner = F.pad(whole, (-left, -right, -top, -bottom))
+        return grad_x + inner[:, :, :: self.stride[0], :: self.stride[1]].to(grad_x.dtype)
+
+
+@dataclass(frozen=True)
+class RowGrid:
+    """Every ``step``-th row of features (..., C)."""
+
+    step: int = 1
+
+    def count(self, shape: torch.Size) -> int:
+        """Sampled rows."""
+        return -(-math.prod(shape[:-1]) // self.step)
+
+    def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(C, S)."""
+        return x.reshape(-1, x.shape[-1])[:: self.step].mT.to(dtype, copy=True)
+
+    def add_back(self, grad_x: Tensor, grad: Tensor) -> Tensor:
+        """In place where the memory order allows."""
+        rows = grad_x.reshape(-1, grad_x.shape[-1])
+        rows[:: self.step] += grad.mT
+        return rows.view(grad_x.shape)
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and covariance of sampled columns; the backward gathers the columns again.
+
+    ``x`` passes through, for the convolution to read: so the backward receives its gradient and
+    adds to it in place, instead of filling a map of zeros that autograd then adds to it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, sampling: Sampling, blocks: Blocks, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        columns = sampling.gather(x, dtype)
+        mean = blocks.mean(columns)
+        centred = blocks.pool(blocks.centre_(columns, mean))
+        covariance = torch.bmm(centred, centred.mT).div_(centred.shape[-1])
+        covariance.diagonal(dim1=-2, dim2=-1).add_(eps)
+        ctx.save_for_backward(x, mean)
+        ctx.sampling, ctx.blocks = sampling, blocks
+        return x.view_as(x), mean, covariance
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_x: Tensor, grad_mean: Tensor, grad_covariance: Tensor
+    ) -> tuple[Tensor | None, None, None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None
+        x, mean = ctx.saved_tensors
+        blocks = ctx.blocks
+        columns = ctx.sampling.gather(x, mean.dtype)
+        centred = blocks.pool(blocks.centre_(columns, mean))
+        # The path through the centring vanishes: the centred samples sum to zero.
+        both = (grad_covariance + grad_covariance.mT).div_(centred.shape[-1])
+        grad = blocks.unpool(torch.bmm(both, centred))
+        grad = blocks.centre_(grad, grad_mean / -blocks.rows_per_mean(grad.shape[1]))
+        return ctx.sampling.add_back(grad_x, grad), None, None, None, None
+
+
+def sampled_moments(
+    x: Tensor,
+    sampling: Sampling,
+    blocks: Blocks,
+    eps: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and covariance of each block over the sampled columns of an activation.
+
+    Args:
+        x: Activation, in a shape that ``sampling`` reads.
+        sampling: Which columns.
+        blocks: Layout of the columns and what the blocks share.
+        eps: Added to the diagonals.
+        dtype: Precision of the statistics, that of ``x`` if None.
+
+    Returns:
+        ``x``, which whoever reads it next must take from here and nobody else: the gradient of the
+        statistics is added in place to the one that comes back for it.  Mean (1 or G, D),
+        covariance (M, D, D) with divisor S (not S - 1).
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _Moments.apply(
+        x, sampling, blocks, eps, dtype or x.dtype
+    )
+    return result
+
+
+def shrink(covariance: Tensor, amount: float) -> Tensor:
+    """Pull a covariance (..., D, D) towards ``trace / D`` times the identity; amount in 0..1."""
+    variance = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    return (1 - amount) * covariance + amount * variance[..., None, None] * identity
