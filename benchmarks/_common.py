@@ -98,12 +98,19 @@ def clock(threads: int) -> Callable[[], float]:
     return time.process_time if threads == 1 else time.perf_counter
 
 
+def _finished_at() -> float:
+    """Wall time once the GPU has done all that was asked of it."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def interleaved(
     calls: Mapping[str, Callable[[], object]],
     seconds: float,
     *,
     min_rounds: int = 5,
     max_rounds: int = 40,
+    device: str = "cpu",
 ) -> dict[str, list[float]]:
     """Time all ``calls`` in turn, round after round, so that a busy machine hurts them alike.
 
@@ -114,11 +121,12 @@ def interleaved(
         seconds: Time to spend; ``min_rounds`` are made in any case.
         min_rounds: Rounds at least.
         max_rounds: Rounds at most.
+        device: Where the calls run; on a GPU its queue is empty when a timing starts and ends.
 
     Returns:
         Seconds per call, one entry per round; entries of the same place belong together.
     """
-    now = clock(torch.get_num_threads())
+    now = clock(torch.get_num_threads()) if device == "cpu" else _finished_at
     repeats = {}
     for name, call in calls.items():
         call()
@@ -163,6 +171,30 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table whose first column is text and whose others are figures."""
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def plot_ratios(
+    rows: Mapping[str, Mapping[str, Mapping[str, float]]], label: str, path: Path
+) -> None:
+    """Bars of quotients, a panel for each outer name; the lines reach from minimum to maximum."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(rows), figsize=(4.5 * len(rows), 3.6), squeeze=False, layout="constrained"
+    )
+    for axis, (title, bars) in zip(axes[0], rows.items(), strict=True):
+        medians = [bar["median"] for bar in bars.values()]
+        below = [bar["median"] - bar["min"] for bar in bars.values()]
+        above = [bar["max"] - bar["median"] for bar in bars.values()]
+        axis.barh(list(bars), medians, xerr=(below, above), color="#0072b2", ecolor="#555555")
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set(title=title, xlabel=label)
+        axis.invert_yaxis()
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=150)
 
 
 def write_result(out: Path, record: Mapping[str, Any], text: str) -> None:

@@ -15,6 +15,7 @@ from segdeconv.whitening import (
     Sampling,
     Share,
     inverse_root,
+    kronecker_root,
     largest_divisor,
     merge,
     released_block,
@@ -40,6 +41,10 @@ class WhiteningOptions(TypedDict, total=False):
     share: Share
     sampling: Literal["grid", "flat"]
     min_rows: float
+    max_rows: float
+    structure: Literal["full", "kronecker"]
+    detach: bool
+    update_every: int
     bias_correction: bool
     backend: Backend
 
@@ -66,6 +71,12 @@ class Whitening:
         sampling: 1x1 layers sample a "grid" or, as released, every k-th pixel of the "flat" batch.
         min_rows: Rows per column of the covariance below which sampling gets denser, then the
             covariance is shrunk; 0 never does either.
+        max_rows: Rows per column above which sampling gets sparser; 0 never makes it so.
+        structure: "full", or "kronecker": the root is the product of one over channels and one over
+            taps (`segdeconv.whitening.kronecker_root`); needs channel grouping.
+        detach: Take mean and root as constants in the backward.
+        update_every: Compute statistics in every so many-th step and use the running ones, as
+            constants, in between.
         bias_correction: Weigh the running averages so that their start does not count.
         backend: How the root is computed, see `segdeconv.whitening.inverse_root`.
         released_blocks: Block sizes by the released rule (gcd; whole groups); set by the preset.
@@ -82,21 +93,39 @@ class Whitening:
     share: Share = "both"
     sampling: Literal["grid", "flat"] = "grid"
     min_rows: float = 4.0
+    max_rows: float = 0.0
+    structure: Literal["full", "kronecker"] = "full"
+    detach: bool = False
+    update_every: int = 1
     bias_correction: bool = True
     backend: Backend = "auto"
     released_blocks: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("block", "n_iter", "sampling_stride", "freeze_iter"):
+        for name in ("block", "n_iter", "sampling_stride", "freeze_iter", "update_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
         if not 0 < self.momentum <= 1:
             raise ValueError(f"momentum={self.momentum}: expected a number in (0, 1]")
-        if self.eps < 0 or self.min_rows < 0:
-            raise ValueError(f"eps={self.eps}, min_rows={self.min_rows}: expected 0 or more")
+        for name in ("eps", "min_rows", "max_rows"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if self.structure == "kronecker" and self.grouping != "channel":
+            raise ValueError(
+                "structure='kronecker' needs blocks of whole channels; give grouping='channel'"
+            )
+        if 0 < self.max_rows < self.min_rows:
+            raise ValueError(
+                f"max_rows={self.max_rows}: expected 0 or at least min_rows={self.min_rows}"
+            )
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {known}")
+
+    @property
+    def cycle(self) -> int:
+        """Steps after which the pattern of live and frozen ones repeats; 1 if all are live."""
+        return 10 * self.freeze_iter if self.freeze else self.update_every
 
     def channels_per_block(self, channels: int, groups: int = 1) -> int:
         """Block size the layer really uses."""
@@ -109,6 +138,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "grouping": ("interleaved", "channel"),
     "share": ("both", "root", "none"),
     "sampling": ("grid", "flat"),
+    "structure": ("full", "kronecker"),
     "backend": ("auto", "newton_schulz", "eigh"),
 }
 
@@ -147,7 +177,7 @@ class WhitenedLayer(nn.Module):
         running_deconv: (D, D), or (M, D, D) when there are several; an average of roots, as
             released.
         running_weight: Share of real batches in the averages, 0 at the start, towards 1.
-        counter: Steps within the freeze cycle, only with ``freeze``.
+        counter: Steps within the cycle of live and frozen ones, only with such a cycle.
     """
 
     weight: Any
@@ -175,7 +205,7 @@ class WhitenedLayer(nn.Module):
         self.register_buffer("running_mean", mean)
         self.register_buffer("running_deconv", roots)
         self.register_buffer("running_weight", torch.zeros((), dtype=dtype, device=like.device))
-        if self.settings.freeze:
+        if self.settings.cycle > 1:
             self.register_buffer("counter", torch.zeros((), dtype=torch.long, device=like.device))
 
     def effective_weight(self) -> Tensor:
@@ -227,13 +257,18 @@ class WhitenedLayer(nn.Module):
         grid, freedom = self._choose_sampling(x, sampling)
         if freedom < 1:  # one row has no covariance; running statistics can serve and stay
             return x, *self._running()
-        live = self._advance_freeze_counter() if settings.freeze else None
+        live = self._advance_counter() if settings.cycle > 1 else None
         may_branch = x.device.type == "cpu" and not torch.compiler.is_compiling()
         if live is not None and may_branch and not live:
             return x, *self._running()
-        x, mean, covariance = sampled_moments(
-            x, grid, self.blocks, settings.eps, self.running_mean.dtype
+        read, mean, covariance = sampled_moments(
+            x.detach() if settings.detach else x,
+            grid,
+            self.blocks,
+            settings.eps,
+            self.running_mean.dtype,
         )
+        x = x if settings.detach else read
         wanted = settings.min_rows * self.blocks.size
         if freedom < wanted:
             covariance = shrink(covariance, 1 - freedom / wanted)
@@ -247,7 +282,7 @@ class WhitenedLayer(nn.Module):
             live = largest < math.inf if live is None else live & (largest < math.inf)
             identity = torch.eye(self.blocks.size, dtype=covariance.dtype, device=x.device)
             covariance = torch.where(live, covariance, identity)
-        root = inverse_root(covariance, settings.n_iter, settings.backend)
+        root = self._root(covariance)
         if live is not None:
             old_mean, old_root = self._running()
             mean, root = torch.where(live, mean, old_mean), torch.where(live, root, old_root)
@@ -255,32 +290,46 @@ class WhitenedLayer(nn.Module):
             self._update(mean.detach(), root.detach(), live)
         return x, mean, root
 
+    def _root(self, covariance: Tensor) -> Tensor:
+        settings = self.settings
+        if settings.structure == "kronecker":
+            taps = math.prod(self.weight.shape[2:])
+            return kronecker_root(covariance, taps, settings.n_iter, settings.backend)
+        return inverse_root(covariance, settings.n_iter, settings.backend)
+
     def _choose_sampling(
         self, x: Tensor, sampling: Callable[[int], Sampling]
     ) -> tuple[Sampling, int]:
-        """The sampling of the largest stride that gives enough rows; their degrees of freedom.
+        """What to read: between ``min_rows`` and ``max_rows`` per column if the batch has them.
 
-        With ``min_rows=0`` any number of rows will do.
+        Returns:
+            The sampling, and the rows' degrees of freedom.
         """
-        stride, wanted = self.settings.sampling_stride, self.settings.min_rows * self.blocks.size
-        while True:
-            grid = sampling(stride)
-            rows = grid.count(x.shape)
-            if wanted == 0:
-                return grid, min(rows, 1)
-            freedom = self.blocks.degrees_of_freedom(rows)
-            if freedom >= wanted or stride == 1:
-                return grid, freedom
-            stride -= 1
+        settings, size = self.settings, self.blocks.size
 
-    def _advance_freeze_counter(self) -> Tensor:
-        """Whether this step is live: the first freeze_iter + 1 of every 10 freeze_iter steps."""
-        cycle = 10 * self.settings.freeze_iter
-        if in_backward():  # recomputation under activation checkpointing: the step was counted
-            return (self.counter - 1) % cycle <= self.settings.freeze_iter
-        live = self.counter <= self.settings.freeze_iter
-        self.counter.add_(1).remainder_(cycle)
-        return live
+        def freedom(grid: Sampling) -> int:
+            return self.blocks.degrees_of_freedom(grid.count(x.shape))
+
+        stride = settings.sampling_stride
+        grid = sampling(stride)
+        while freedom(grid) < settings.min_rows * size and stride > 1:
+            stride -= 1
+            grid = sampling(stride)
+        if 0 < settings.max_rows * size < freedom(grid):
+            grid = grid.thinned(x.shape, freedom(grid) / (settings.max_rows * size))
+        if settings.min_rows == 0:  # any number of rows will do
+            return grid, min(grid.count(x.shape), 1)
+        return grid, freedom(grid)
+
+    def _advance_counter(self) -> Tensor:
+        """Whether this step is live; counts it."""
+        settings = self.settings
+        # Recomputation under activation checkpointing: the step was counted.
+        step = (self.counter - 1) % settings.cycle if in_backward() else self.counter.clone()
+        if not in_backward():
+            self.counter.add_(1).remainder_(settings.cycle)
+        live = step % settings.update_every == 0
+        return live & (step <= settings.freeze_iter) if settings.freeze else live
 
     def _update(self, mean: Tensor, root: Tensor, live: Tensor | None) -> None:
         """Average a batch in.
@@ -345,7 +394,7 @@ class WhitenedLayer(nn.Module):
         """Accept checkpoints of the released code: statistics without weight or counter."""
         if prefix + "running_deconv" in state_dict:
             state_dict.setdefault(prefix + "running_weight", torch.ones_like(self.running_weight))
-            if self.settings.freeze:
+            if self.settings.cycle > 1:
                 state_dict.setdefault(prefix + "counter", torch.zeros_like(self.counter))
         self._merged = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

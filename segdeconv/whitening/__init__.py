@@ -8,19 +8,23 @@ so it moves into the kernel: ``K = w D`` and ``b' = b - K mean``.
 make of it.  They raise an eigenvalue ``l`` (of the covariance divided by its Frobenius norm) to a
 gain of at most ``1.5**n_iter``, which makes the step count the regulariser of the method.  Every
 exact backend computes that same truncated function and its exact gradient; none leaves an autograd
-tape through the steps.
+tape through the steps.  Fitted polynomials, chosen by name, come close to it in fewer products.
 
 Shapes: C channels, O output channels, taps = kernel height x width, G blocks of D columns
 (G x D = C x taps), S samples (im2col rows), M matrices (1 when the blocks share one, else G).
 Samples are stored column-major, (columns, S): the released interleaved blocks are then views.
 
 Files: `sampling` reads patches and takes their moments, `blocks` says how columns fall into blocks,
-`roots` takes the inverse root, `merging` puts the result into kernel and bias.
+`roots` takes the inverse root (`polynomials` holds the fits), `kernels` does both in Triton on CUDA
+and is imported only when asked for, `merging` puts the result into kernel and bias.
 """
 
 from segdeconv.whitening.blocks import Blocks, Share, largest_divisor, released_block
+from segdeconv.whitening.kronecker import kronecker_root
 from segdeconv.whitening.merging import merge
+from segdeconv.whitening.polynomials import POLYNOMIALS, Polynomial
 from segdeconv.whitening.roots import (
+    BACKENDS,
     Backend,
     divided_differences,
     frobenius_norm,
@@ -38,10 +42,13 @@ from segdeconv.whitening.sampling import (
 )
 
 __all__ = [
+    "BACKENDS",
+    "POLYNOMIALS",
     "Backend",
     "Blocks",
     "FlatGrid",
     "PatchGrid",
+    "Polynomial",
     "RowGrid",
     "Sampling",
     "Share",
@@ -49,6 +56,7 @@ __all__ = [
     "divided_differences",
     "frobenius_norm",
     "inverse_root",
+    "kronecker_root",
     "largest_divisor",
     "merge",
     "newton_schulz_gain",

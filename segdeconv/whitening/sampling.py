@@ -6,7 +6,7 @@ their size outlives the forward pass: the backward gathers them again.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,12 +18,19 @@ from segdeconv.whitening.blocks import Blocks
 
 Pair = tuple[int, int]
 
+# A thinned grid keeps this many patches along each axis and leaves out images instead: fewer would
+# give the border, where part of each patch is padding, too large a share of the rows.
+MIN_PLACES = 8
+
 
 class Sampling(Protocol):
     """Reads columns out of an activation."""
 
     def count(self, shape: torch.Size) -> int:
         """Columns S of an activation of this shape."""
+
+    def thinned(self, shape: torch.Size, factor: float) -> "Sampling":
+        """A sampling of the same kind with at most ``factor`` times fewer columns."""
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Columns (C x taps, S), a new tensor in ``dtype``."""
@@ -41,12 +48,14 @@ class PatchGrid:
         step: Distance between patches in pixels, (vertical, horizontal).
         padding: Zeros on each side; they are part of the patches.
         dilation: Distance between taps.
+        every: Which images are read: the first and each that many-th.
     """
 
     kernel_size: Pair
     step: Pair
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
+    every: int = 1
 
     def places(self, shape: torch.Size) -> Pair:
         """Patches down and across."""
@@ -60,8 +69,19 @@ class PatchGrid:
         return self.dilation[axis] * (self.kernel_size[axis] - 1)
 
     def count(self, shape: torch.Size) -> int:
-        """Patches in all images."""
-        return shape[0] * math.prod(self.places(shape))
+        """Patches in all images that are read."""
+        return -(-shape[0] // self.every) * math.prod(self.places(shape))
+
+    def thinned(self, shape: torch.Size, factor: float) -> "PatchGrid":
+        """Larger steps as long as `MIN_PLACES` remain along an axis, then fewer images."""
+        places = self.places(shape)
+        down, across = (
+            int(step * max(1.0, min(math.sqrt(factor), number / MIN_PLACES)))
+            for step, number in zip(self.step, places, strict=True)
+        )
+        thin = replace(self, step=(down, across))
+        remaining = factor * math.prod(thin.places(shape)) / max(1, math.prod(places))
+        return replace(thin, every=min(int(max(1.0, remaining)) * self.every, shape[0]))
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(C x taps, S).
@@ -69,7 +89,7 @@ class PatchGrid:
         Tap by tap into the buffer: no padded copy of the whole map, and little is read when the
         step is large.
         """
-        padded = self.padding != (0, 0)
+        padded, x = self.padding != (0, 0), x[:: self.every]
         shape = (x.shape[1], *self.kernel_size, x.shape[0], *self.places(x.shape))
         columns = (torch.zeros if padded else torch.empty)(shape, dtype=dtype, device=x.device)
         maps = x.transpose(0, 1)
@@ -79,11 +99,10 @@ class PatchGrid:
 
     def add_back(self, grad_x: Tensor, grad: Tensor) -> Tensor:
         """In place; taps of different patches may meet in a pixel."""
-        grad = grad.view(
-            grad_x.shape[1], *self.kernel_size, grad_x.shape[0], *self.places(grad_x.shape)
-        )
-        maps = grad_x.transpose(0, 1)
-        for here, there in self._taps(grad_x.shape):
+        read = grad_x[:: self.every]
+        grad = grad.view(read.shape[1], *self.kernel_size, read.shape[0], *self.places(read.shape))
+        maps = read.transpose(0, 1)
+        for here, there in self._taps(read.shape):
             maps[there] += grad[here]
         return grad_x
 
@@ -123,6 +142,10 @@ class FlatGrid:
     def count(self, shape: torch.Size) -> int:
         """Sampled pixels."""
         return -(-shape[0] * math.prod(shape[2:]) // self.step)
+
+    def thinned(self, shape: torch.Size, factor: float) -> "FlatGrid":
+        """A larger step."""
+        return FlatGrid(int(self.step * factor))
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(C, S), in another order than they have in the batch, which changes no sum."""
@@ -182,8 +205,13 @@ class StretchedGrid:
         return F.pad(stretched, (left, right, top, bottom))
 
     def count(self, shape: torch.Size) -> int:
-        """Patches in all images."""
+        """Patches in all images that are read."""
         return self.grid.count(self._stretched_shape(shape))
+
+    def thinned(self, shape: torch.Size, factor: float) -> "StretchedGrid":
+        """Fewer images: the step must keep visiting every phase of the stride."""
+        every = min(int(factor) * self.grid.every, shape[0])
+        return replace(self, grid=replace(self.grid, every=every))
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(C x taps, S)."""
@@ -207,6 +235,10 @@ class RowGrid:
     def count(self, shape: torch.Size) -> int:
         """Sampled rows."""
         return -(-math.prod(shape[:-1]) // self.step)
+
+    def thinned(self, shape: torch.Size, factor: float) -> "RowGrid":
+        """A larger step."""
+        return RowGrid(int(self.step * factor))
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(C, S)."""
