@@ -47,9 +47,7 @@ class Network:
     def targets(self, seed: int) -> Tensor:
         """Random classes, (N,) or (N, H, W)."""
         shape = (self.batch, *self.size) if self.dense else (self.batch,)
-        return torch.randint(
-            self.classes, shape, generator=torch.Generator().manual_seed(seed + 1)
-        )
+        return torch.randint(self.classes, shape, generator=torch.Generator().manual_seed(seed + 1))
 
 
 def small_input(model: nn.Module) -> nn.Module:
@@ -60,7 +58,7 @@ def small_input(model: nn.Module) -> nn.Module:
 
 
 def resnet18_cifar() -> nn.Module:
-    """timm's ResNet-18, for 32x32 images."""
+    """A ResNet-18 of timm, for 32x32 images."""
     return small_input(timm.create_model("resnet18", num_classes=10))
 
 

@@ -49,7 +49,7 @@ def inverse_root(covariance: Tensor, n_iter: int = 5, backend: Backend = "auto")
             "triton" iterates in one CUDA kernel, for float32, D up to 64 and few steps; "auto"
             takes the faster of the first two for the device and size.  These agree to rounding.
             "fitted" is the closest polynomial with fewer products, off by 1e-4 in the standard
-            deviation after whitening and by up to 1e-2 in the gradient; "fitted_qq" and the like
+            deviation after whitening and by up to 5e-3 in the gradient; "fitted_qq" and the like
             name one, see `POLYNOMIALS` for the error of each.
 
     Returns:

@@ -1,0 +1,274 @@
+"""Time evaluation of whole networks: as trained, folded, and folded under ONNX Runtime.
+
+A folded network of network deconvolution is one of plain convolutions, just as a batch-norm network
+whose norms were folded into its convolutions: they should take the same time.
+
+    batchnorm         the network as its authors made it
+    batchnorm folded  its norms merged into the convolutions, by torch's own `fuse_conv_bn_eval`
+    deconv            `segdeconv.convert(network)`
+    deconv folded     `segdeconv.fold` of it
+    ... onnx          the folded network, exported and run by ONNX Runtime (without --no-onnx)
+
+All run in turn in one process and every quotient is taken round by round.  Statistics come from
+three training passes; each folded network is compared with the unfolded one, and each exported with
+the folded.
+"""
+
+import argparse
+import copy
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from _common import (
+    RESULTS,
+    environment,
+    interleaved,
+    keep_freed_memory,
+    markdown_table,
+    plot_ratios,
+    ratio,
+    spread,
+    write_result,
+)
+from _networks import Network, add_network_options, chosen_networks, is_whole
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+from segdeconv.surgery import convert, fold
+
+EXAMPLES = """\
+examples:
+  python benchmarks/inference.py                           every network
+  python benchmarks/inference.py --only resnet18-cifar --batch 1
+  python benchmarks/inference.py --device cuda --channels-last --no-onnx
+"""
+QUOTIENTS = (
+    ("deconv folded", "batchnorm folded"),
+    ("deconv onnx", "batchnorm onnx"),
+    ("deconv", "batchnorm"),
+)
+SAME_FUNCTION = (
+    ("batchnorm folded", "batchnorm"),
+    ("deconv folded", "deconv"),
+    ("batchnorm onnx", "batchnorm folded"),
+    ("deconv onnx", "deconv folded"),
+)
+GOAL = 0.02  # how far the time of a folded network may be from its twin's
+
+
+# ---------------------------------------------------------------------------------------- networks
+
+
+def trained(network: Network, operator: str, options: argparse.Namespace) -> nn.Module:
+    """The network after a few training passes over one batch, in evaluation mode."""
+    torch.manual_seed(options.seed)
+    model = network.build()
+    convert(model, operator)
+    model.to(options.device).to(memory_format=layout(options))
+    images = network.images(options.seed).to(options.device)
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(images)
+    return model.eval()
+
+
+def layout(options: argparse.Namespace) -> torch.memory_format:
+    """Memory format of maps and kernels."""
+    return torch.channels_last if options.channels_last else torch.contiguous_format
+
+
+def fold_batchnorm(model: nn.Module, images: Tensor) -> tuple[nn.Module, int]:
+    """A copy with every batch norm that directly follows a convolution merged into it.
+
+    Returns:
+        The network in evaluation mode, and the number of batch norms that are left.
+    """
+    model = copy.deepcopy(model).eval()
+    for conv_name, norm_name in conv_norm_pairs(model, images).items():
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm), strict=True)
+        model.set_submodule(norm_name, nn.Identity(), strict=True)
+    return model, sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+def conv_norm_pairs(model: nn.Module, images: Tensor) -> dict[str, str]:
+    """Names of convolutions whose output goes into a batch norm, and of those norms.
+
+    Found by running the network: tracers cannot follow the control flow of every one.
+    """
+    made_by: dict[int, str] = {}  # address of the tensor object -> convolution
+    alive, pairs = [], {}
+
+    def after_conv(name: str, _module: nn.Module, _args: Any, output: Tensor) -> None:
+        made_by[id(output)] = name
+        alive.append(output)  # so that no other tensor gets its address
+
+    def before_norm(name: str, _module: nn.Module, args: tuple[Tensor]) -> None:
+        if id(args[0]) in made_by:
+            pairs[made_by[id(args[0])]] = name
+
+    handles = []
+    for name, module in model.named_modules():
+        if type(module) is nn.Conv2d:
+            handles.append(module.register_forward_hook(partial(after_conv, name)))
+        elif type(module) is nn.BatchNorm2d:
+            handles.append(module.register_forward_pre_hook(partial(before_norm, name)))
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    return pairs
+
+
+# ------------------------------------------------------------------------------------------ measure
+
+
+def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """An evaluation pass."""
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        output: Tensor = model(images)
+        return output
+
+    return run
+
+
+def onnx_forward(model: nn.Module, images: Tensor, threads: int) -> Callable[[], Tensor]:
+    """An evaluation pass of the exported network by ONNX Runtime, on the processor."""
+    model, images = copy.deepcopy(model).cpu(), images.cpu().contiguous()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(model, (images,), path, dynamo=True, verbose=False)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: images.numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def measure(network: Network, options: argparse.Namespace) -> dict[str, Any]:
+    """Timings of one network, their quotients, and how far apart the outputs are."""
+    images = network.images(options.seed).to(options.device)
+    images = images.contiguous(memory_format=layout(options))
+    batchnorm, deconv = (trained(network, name, options) for name in ("batchnorm", "deconv"))
+    folded_batchnorm, norms_left = fold_batchnorm(batchnorm, images)
+    folded_deconv = fold(deconv)
+    runs = {
+        "batchnorm": forward(batchnorm, images),
+        "batchnorm folded": forward(folded_batchnorm, images),
+        "deconv": forward(deconv, images),
+        "deconv folded": forward(folded_deconv, images),
+    }
+    if options.onnx:
+        runs["batchnorm onnx"] = onnx_forward(folded_batchnorm, images, options.threads)
+        runs["deconv onnx"] = onnx_forward(folded_deconv, images, options.threads)
+    times = interleaved(runs, options.seconds, min_rounds=7, max_rounds=400, device=options.device)
+    return {
+        "seconds": {name: spread(values) for name, values in times.items()},
+        "quotients": {
+            f"{over} / {under}": ratio(times[over], times[under])
+            for over, under in QUOTIENTS
+            if over in times
+        },
+        "differences": differences(runs),
+        "batch norms left": norms_left,
+    }
+
+
+def differences(runs: Mapping[str, Callable[[], Tensor]]) -> dict[str, float]:
+    """Largest difference between outputs that should be equal, over the largest output."""
+    outputs = {name: run().cpu() for name, run in runs.items()}
+    return {
+        f"{name}, {other}": relative_difference(outputs[name], outputs[other])
+        for name, other in SAME_FUNCTION
+        if name in outputs
+    }
+
+
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest absolute value."""
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+# ------------------------------------------------------------------------------------------ results
+
+
+NOTES = f"""\
+# Evaluation
+
+Milliseconds per batch: medians (minimum - maximum over the rounds).  Quotients are taken round by
+round; the goal for the folded networks is 1.00 ± {GOAL:.2f}.  Differences are between outputs, largest
+over largest value.  What the rows mean: `python benchmarks/inference.py --help`."""
+
+
+def section(name: str, network: Network, row: Mapping[str, Any]) -> str:
+    """Figures of one network for reading."""
+    height, width = network.size
+    times = [
+        [variant, f"{t['median'] * 1e3:.4g} ({t['min'] * 1e3:.4g}-{t['max'] * 1e3:.4g})"]
+        for variant, t in row["seconds"].items()
+    ]
+    quotients = [
+        [variant, f"{q['median']:.3f} ({q['min']:.3f}-{q['max']:.3f})"]
+        for variant, q in row["quotients"].items()
+    ]
+    distances = [[pair, f"{value:.1e}"] for pair, value in row["differences"].items()]
+    parts = [
+        f"## {name}, {network.batch} x 3 x {height} x {width}",
+        markdown_table(["network", "ms"], times),
+        markdown_table(["quotient of times", "median (min-max)"], quotients),
+        markdown_table(["outputs compared", "relative difference"], distances),
+    ]
+    if row["batch norms left"]:
+        parts.append(f"{row['batch norms left']} batch norms follow no convolution and stayed.")
+    return "\n\n".join(parts)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_network_options(parser, seconds=60)
+    parser.add_argument(
+        "--no-onnx", dest="onnx", action="store_false", help="leave ONNX Runtime out"
+    )
+    options = parser.parse_args(arguments)
+    if options.onnx and options.device != "cpu":
+        parser.error("ONNX Runtime is timed on the processor only; add --no-onnx")
+    return options
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    kept = keep_freed_memory()
+    rows, sections = {}, []
+    for name, network in chosen_networks(options).items():
+        rows[name] = measure(network, options)
+        sections.append(section(name, network, rows[name]))
+        print(f"{sections[-1]}\n", flush=True)
+    default = RESULTS / f"inference-{options.device}-{datetime.now(UTC):%Y-%m-%d}"
+    out = options.out or (default if is_whole(options) else None)
+    if out:
+        facts = environment(options.seed) | {
+            "freed memory is kept": kept,
+            "onnxruntime": onnxruntime.__version__ if options.onnx else None,
+            "channels last": options.channels_last,
+        }
+        text = "\n\n".join([NOTES, *sections, f"![quotients of times]({out.name}.png)"])
+        write_result(out, {"environment": facts, "networks": rows}, text)
+        bars = {name: row["quotients"] for name, row in rows.items()}
+        plot_ratios(bars, "quotient of times", out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
