@@ -1,7 +1,7 @@
-"""Triton kernels for CUDA: the inverse root of small matrices, moments of patches without im2col.
+"""Triton kernels for CUDA: the inverse root of small matrices.
 
 Importing this file imports ``triton``, which comes with PyTorch's CUDA builds for Linux; nothing
-else needs it.  The plain PyTorch code of `roots` and `sampling` computes the same and is what the
+else needs it.  The plain PyTorch code of `roots` computes the same and is what the
 tests compare with.  On the CPU the kernels run in Triton's interpreter, if ``TRITON_INTERPRET=1``
 is set before this file is imported.
 
@@ -9,21 +9,18 @@ All are custom operators, so torch.compile sees one node each; they read nothing
 graph can hold them, and they use no atomics, so equal inputs give equal bits.
 """
 
+# mypy: disable-error-code="import-untyped, untyped-decorator"
+
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from segdeconv.whitening.blocks import Blocks
 from segdeconv.whitening.roots import MAX_STEPS_IN_SINGLE
-from segdeconv.whitening.sampling import PatchGrid
 
 LARGEST_ROOT = 64  # a program holds whole matrices in registers
-TILE = 64  # columns and rows of a tile of the Gram matrix, at most
-PROGRAMS = 1024  # aimed at; a constant, as the order of the sums must not depend on the device
 
 
 @triton.jit

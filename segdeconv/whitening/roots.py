@@ -67,9 +67,7 @@ def inverse_root(covariance: Tensor, n_iter: int = 5, backend: Backend = "auto")
     if backend == "auto":
         backend = _fastest_backend(covariance, n_iter)
     if backend == "triton":
-        from segdeconv.whitening.kernels import fused_inverse_root  # only here: needs triton
-
-        return fused_inverse_root(covariance, n_iter)
+        return _triton_root(covariance, n_iter)
     if backend.startswith("fitted"):
         stages = fitted_polynomial(n_iter, backend).stages
         fitted: Tensor = _PolynomialRoot.apply(covariance, stages)
@@ -80,6 +78,17 @@ def inverse_root(covariance: Tensor, n_iter: int = 5, backend: Backend = "auto")
     function = _EighRoot if backend == "eigh" else _NewtonSchulzRoot
     root: Tensor = function.apply(covariance, n_iter)
     return root.to(dtype)
+
+
+def _triton_root(covariance: Tensor, n_iter: int) -> Tensor:
+    try:
+        from segdeconv.whitening.kernels import fused_inverse_root
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "backend 'triton' needs the package triton, which PyTorch for CUDA on Linux brings; "
+            'use backend="auto" here'
+        ) from error
+    return fused_inverse_root(covariance, n_iter)
 
 
 def _fastest_backend(covariance: Tensor, n_iter: int) -> Backend:
