@@ -204,8 +204,8 @@ NOTES = f"""\
 # Evaluation
 
 Milliseconds per batch: medians (minimum - maximum over the rounds).  Quotients are taken round by
-round; the goal for the folded networks is 1.00 ± {GOAL:.2f}.  Differences are between outputs, largest
-over largest value.  What the rows mean: `python benchmarks/inference.py --help`."""
+round; the goal for the folded networks is 1.00 ± {GOAL:.2f}.  Differences are between outputs, the
+largest over the largest value.  What the rows mean: `python benchmarks/inference.py --help`."""
 
 
 def section(name: str, network: Network, row: Mapping[str, Any]) -> str:

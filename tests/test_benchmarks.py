@@ -1,5 +1,6 @@
 """The benchmarks run, and what they measure against is what it claims to be."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.literal import LiteralDeconv2d
 from segdeconv.operators.deconv import Deconv2d
@@ -112,3 +114,101 @@ def test_a_shape_that_does_not_exist_is_one_sentence():
     done = run("benchmarks/layers.py", "--only", "nonsense*")
     assert done.returncode != 0
     assert done.stderr.strip() == "no shape matches nonsense*; --list shows the names"
+
+
+def test_the_training_benchmark_times_whole_networks_against_batch_norm(tmp_path):
+    out = tmp_path / "steps"
+    variant = ["--variant", "small:block=2,n_iter=3"]
+    done = run("benchmarks/train_step.py", "--tiny", "--seconds", "0", *variant, "--out", out)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "steps.json").read_text())["networks"]["tiny"]
+    assert rows.keys() == {
+        *("batchnorm", "groupnorm", "default", "block64", "released", "literal", "small")
+    }
+    for row in rows.values():
+        assert 0 < row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"]
+        assert row["peak_bytes"] > row["saved_bytes"] > 0
+    assert rows["batchnorm"]["time / batchnorm"]["median"] == 1
+    assert rows["default"]["operators"] > rows["batchnorm"]["operators"]
+    assert rows["small"]["options"] == {"block": 2, "n_iter": 3}
+    # The same function, so the same loss after the same number of steps
+    assert rows["literal"]["loss"] == pytest.approx(rows["released"]["loss"], rel=1e-3)
+    assert "| small |" in (tmp_path / "steps.md").read_text()
+    assert (tmp_path / "steps.png").exists()
+
+
+@pytest.fixture
+def train_step(monkeypatch):
+    """benchmarks/train_step.py as a module."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("train_step")
+
+
+def test_saved_bytes_are_those_of_the_activations_a_backward_needs(train_step):
+    model = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid(), nn.Linear(5, 2))
+    saved = train_step.SavedBytes(model)
+    with saved:
+        model(torch.randn(7, 3))
+    assert sum(saved.sizes.values()) == 4 * (7 * 3 + 7 * 5)  # input, and the sigmoid's output once
+
+
+def test_peak_memory_is_what_was_held_at_once(train_step):
+    before = torch.empty(300)
+    with train_step.PeakMemory("cpu") as peak:
+        first, second = torch.empty(1000), torch.empty(1000)
+        del first, second, before
+        torch.empty(1500)
+    assert peak.bytes == 4 * 2000
+
+
+def test_convolutions_that_the_literal_layer_cannot_take_are_named(train_step):
+    square, oblong = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, (3, 1))
+    model = nn.Sequential(square, nn.BatchNorm2d(4), oblong, nn.BatchNorm2d(4))
+    assert train_step.make_literal(model) == ["2"]
+    assert [type(layer).__name__ for layer in model[:2]] == ["LiteralDeconv2d", "Identity"]
+    assert model[0].weight is square.weight
+
+
+def test_the_inference_benchmark_compares_networks_that_compute_the_same(tmp_path):
+    done = run("benchmarks/inference.py", "--tiny", "--seconds", "0", "--out", tmp_path / "eval")
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "eval.json").read_text())["networks"]["tiny"]
+    assert row["batch norms left"] == 0
+    assert len(row["differences"]) == 4
+    assert max(row["differences"].values()) < 1e-5
+    assert row["quotients"]["deconv folded / batchnorm folded"]["rounds"] >= 7
+    assert "| deconv onnx |" in (tmp_path / "eval.md").read_text()
+
+
+@pytest.mark.gpu
+def test_the_training_benchmark_replays_16_bit_steps_as_graphs(tmp_path):
+    setup = ["--device", "cuda", "--amp", "bf16", "--channels-last", "--cuda-graph"]
+    out = tmp_path / "steps"
+    done = run(
+        "benchmarks/train_step.py", "--tiny", "--seconds", "0", "--skip", "literal", *setup,
+        "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "steps.json").read_text())["networks"]["tiny"]
+    assert {row["launches"] for row in rows.values()} == {1}
+    assert all(row["kernels"] > 10 for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--only", "vgg*"], "no network matches vgg*; there are resnet18-cifar"),
+        (["--profile", "nonsense"], "no variant is called 'nonsense'; there are batchnorm"),
+        (["--variant", "block=3"], "'block=3': expected NAME:key=value,key=value"),
+        (["--cuda-graph"], "--cuda-graph goes with --device cuda"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_at_the_training_benchmark_is_one_sentence(
+    train_step, capsys, arguments, sentence
+):
+    with pytest.raises(SystemExit) as stop:
+        options = train_step.parse(arguments)
+        train_step.chosen_variants(options)
+        train_step.chosen_networks(options)
+    assert sentence in f"{stop.value.code} {capsys.readouterr().err}"
