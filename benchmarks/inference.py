@@ -10,8 +10,8 @@ whose norms were folded into its convolutions: they should take the same time.
     ... onnx          the folded network, exported and run by ONNX Runtime (without --no-onnx)
 
 All run in turn in one process and every quotient is taken round by round.  Statistics come from
-three training passes; each folded network is compared with the unfolded one, and each exported with
-the folded.
+three training passes; each folded network is compared with the unfolded one and with itself in
+float64, and each exported one with the folded.
 """
 
 import argparse
@@ -58,6 +58,8 @@ SAME_FUNCTION = (
     ("deconv folded", "deconv"),
     ("batchnorm onnx", "batchnorm folded"),
     ("deconv onnx", "deconv folded"),
+    ("batchnorm folded", "batchnorm folded, float64"),
+    ("deconv folded", "deconv folded, float64"),
 )
 GOAL = 0.02  # how far the time of a folded network may be from its twin's
 
@@ -177,16 +179,27 @@ def measure(network: Network, options: argparse.Namespace) -> dict[str, Any]:
             for over, under in QUOTIENTS
             if over in times
         },
-        "differences": differences(runs),
+        "differences": differences(
+            runs
+            | {
+                "batchnorm folded, float64": in_float64(folded_batchnorm, images),
+                "deconv folded, float64": in_float64(folded_deconv, images),
+            }
+        ),
         "batch norms left": norms_left,
     }
+
+
+def in_float64(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """An evaluation pass whose rounding does not count."""
+    return forward(copy.deepcopy(model).double(), images.double())
 
 
 def differences(runs: Mapping[str, Callable[[], Tensor]]) -> dict[str, float]:
     """Largest difference between outputs that should be equal, over the largest output."""
     outputs = {name: run().cpu() for name, run in runs.items()}
     return {
-        f"{name}, {other}": relative_difference(outputs[name], outputs[other])
+        f"{name} - {other}": relative_difference(outputs[name], outputs[other])
         for name, other in SAME_FUNCTION
         if name in outputs
     }
@@ -205,7 +218,8 @@ NOTES = f"""\
 
 Milliseconds per batch: medians (minimum - maximum over the rounds).  Quotients are taken round by
 round; the goal for the folded networks is 1.00 ± {GOAL:.2f}.  Differences are between outputs, the
-largest over the largest value.  What the rows mean: `python benchmarks/inference.py --help`."""
+largest over the largest value; the one to float64 is what rounding alone does to the network.
+What the rows mean: `python benchmarks/inference.py --help`."""
 
 
 def section(name: str, network: Network, row: Mapping[str, Any]) -> str:

@@ -174,7 +174,7 @@ def test_the_inference_benchmark_compares_networks_that_compute_the_same(tmp_pat
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "eval.json").read_text())["networks"]["tiny"]
     assert row["batch norms left"] == 0
-    assert len(row["differences"]) == 4
+    assert len(row["differences"]) == 6
     assert max(row["differences"].values()) < 1e-5
     assert row["quotients"]["deconv folded / batchnorm folded"]["rounds"] >= 7
     assert "| deconv onnx |" in (tmp_path / "eval.md").read_text()
