@@ -30,7 +30,7 @@ class Sampling(Protocol):
         """Columns S of an activation of this shape."""
 
     def thinned(self, shape: torch.Size, factor: float) -> "Sampling":
-        """A sampling of the same kind with at most ``factor`` times fewer columns."""
+        """A sampling of the same kind with about ``factor`` times fewer columns."""
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Columns (C x taps, S), a new tensor in ``dtype``."""
@@ -76,12 +76,12 @@ class PatchGrid:
         """Larger steps as long as `MIN_PLACES` remain along an axis, then fewer images."""
         places = self.places(shape)
         down, across = (
-            int(step * max(1.0, min(math.sqrt(factor), number / MIN_PLACES)))
+            math.floor(step * max(1.0, min(math.sqrt(factor), number / MIN_PLACES)))
             for step, number in zip(self.step, places, strict=True)
         )
         thin = replace(self, step=(down, across))
         remaining = factor * math.prod(thin.places(shape)) / max(1, math.prod(places))
-        return replace(thin, every=min(int(max(1.0, remaining)) * self.every, shape[0]))
+        return replace(thin, every=min(math.ceil(remaining - 0.05) * self.every, shape[0]))
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(C x taps, S).
@@ -145,7 +145,7 @@ class FlatGrid:
 
     def thinned(self, shape: torch.Size, factor: float) -> "FlatGrid":
         """A larger step."""
-        return FlatGrid(int(self.step * factor))
+        return FlatGrid(math.ceil(self.step * factor))
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(C, S), in another order than they have in the batch, which changes no sum."""
@@ -210,7 +210,7 @@ class StretchedGrid:
 
     def thinned(self, shape: torch.Size, factor: float) -> "StretchedGrid":
         """Fewer images: the step must keep visiting every phase of the stride."""
-        every = min(int(factor) * self.grid.every, shape[0])
+        every = min(math.ceil(factor) * self.grid.every, shape[0])
         return replace(self, grid=replace(self.grid, every=every))
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -238,7 +238,7 @@ class RowGrid:
 
     def thinned(self, shape: torch.Size, factor: float) -> "RowGrid":
         """A larger step."""
-        return RowGrid(int(self.step * factor))
+        return RowGrid(math.ceil(self.step * factor))
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(C, S)."""
