@@ -71,7 +71,8 @@ class Whitening:
         sampling: 1x1 layers sample a "grid" or, as released, every k-th pixel of the "flat" batch.
         min_rows: Rows per column of the covariance below which sampling gets denser, then the
             covariance is shrunk; 0 never does either.
-        max_rows: Rows per column above which sampling gets sparser; 0 never makes it so.
+        max_rows: Rows per column above which sampling gets sparser, to about that many (steps are
+            whole numbers); 0 never makes it so.
         structure: "full", or "kronecker": the root is the product of one over channels and one over
             taps (`segdeconv.whitening.kronecker_root`); needs channel grouping.
         detach: Take mean and root as constants in the backward.
