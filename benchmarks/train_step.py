@@ -18,6 +18,8 @@ batch-norm twin, so a busy machine disturbs both of its sides.
     saved      bytes that the forward keeps for the backward, each storage once, parameters and
                buffers apart
     operators  calls of aten operators in a step, views apart
+    resident   most memory that a fresh process took from the system, workspaces of oneDNN and BLAS
+               included (--resident)
     launches   calls of the CUDA driver that start work, and the kernels that ran (GPU only)
 """
 
@@ -30,6 +32,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -272,6 +275,11 @@ class PeakMemory:
             self._profile.start()
         return self
 
+    def forget(self) -> None:
+        """On a GPU, count from here on; what is held now counts."""
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+
     def __exit__(self, *_: object) -> None:
         if self.on_gpu:
             torch.cuda.synchronize()
@@ -293,18 +301,16 @@ def inspect(
         saved, calls = SavedBytes(step.model), OperatorCalls()
         with saved, calls:
             step()
+        step.compile()
         step()  # now with momentum
-    step.compile()
-    if setup.compile:  # compiling takes memory of its own, so it happens outside
-        step()
-        with PeakMemory(setup.device) as later:
+        if setup.compile:
+            peak.forget()  # what the compiler took to try out kernels
             step()
     step.capture(pool)
     return step, {
         **asdict(variant),
         "untaken": step.untaken,
         "peak_bytes": peak.bytes,
-        **({"peak_bytes_of_compiled_step": later.bytes} if setup.compile else {}),
         "saved_bytes": sum(saved.sizes.values()),
         "operators": calls.count,
         **(launches(step) if setup.device != "cpu" else {}),
@@ -336,17 +342,19 @@ def resident_bytes(network: Network, variant: Variant, setup: Setup) -> int:
 
 
 def _resident_growth(network: Network, variant: Variant, setup: Setup) -> int:
-    import resource  # not on Windows, like the figure
-
-    def most() -> int:
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
     torch.set_num_threads(1)
-    before = most()
+    before = _most_resident()
     step = TrainingStep(network, variant, setup)
     step()
     step()
-    return most() - before
+    return _most_resident() - before
+
+
+def _most_resident() -> int:
+    """Peak of this process, from Linux; ru_maxrss would begin at the size of the parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kib = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
+    return 1024 * int(kib)
 
 
 # ----------------------------------------------------------------------------------------- results
@@ -480,8 +488,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             "--cuda-graph goes with --device cuda and with --amp bf16 or none: "
             "with fp16 the host decides on every step whether it counts"
         )
-    if options.resident and options.device != "cpu":
-        parser.error("--resident goes with --device cpu; on a GPU the column peak says it all")
+    if options.resident and (options.device != "cpu" or options.tiny):
+        parser.error("--resident goes with --device cpu and networks that fill memory, not --tiny")
     return options
 
 
