@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton has no build for this system")
 
-from segdeconv.whitening import inverse_root
+from segdeconv.whitening import Blocks, PatchGrid, inverse_root, sampled_moments
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -23,7 +23,9 @@ def random(*shape, seed=0):
 
 
 def relative(actual, expected):
-    return float((actual.detach().double().cpu() - expected.detach()).norm() / expected.norm())
+    return float(
+        (actual.detach().double().cpu() - expected.detach()).norm() / expected.detach().norm()
+    )
 
 
 def covariances(size, batch=3):
@@ -81,3 +83,134 @@ def test_matrices_the_kernel_is_not_for_are_one_sentence(size, n_iter, dtype):
         ValueError, match=rf"float32 matrices of up to 64 .*{size} columns, n_iter="
     ):
         inverse_root(torch.eye(size, device=DEVICE, dtype=getattr(torch, dtype)), n_iter, "triton")
+
+
+GRIDS = {
+    "padded": PatchGrid((3, 3), (3, 3), (1, 1)),
+    "every pixel": PatchGrid((3, 2), (1, 1), (1, 1)),
+    "dilated": PatchGrid((3, 2), (3, 2), (2, 1), (2, 3)),
+    "meeting in one axis": PatchGrid((3, 3), (3, 2), (3, 1), (1, 2)),
+    "padding beyond the taps": PatchGrid((2, 2), (5, 4), (3, 3)),
+    "pixels": PatchGrid((1, 1), (2, 3)),
+    "every other image": PatchGrid((3, 3), (3, 3), (1, 1), every=2),
+}
+
+
+def layouts(columns):
+    return {
+        "one block": Blocks(1, columns),
+        "interleaved": Blocks(4, columns // 4, interleaved=True),
+        "interleaved, own roots": Blocks(4, columns // 4, interleaved=True, share="none"),
+        "channel, shared root": Blocks(2, columns // 2, share="root"),
+        "channel, own roots": Blocks(2, columns // 2, share="none"),
+    }
+
+
+def columns_of(grid, channels):
+    return channels * grid.kernel_size[0] * grid.kernel_size[1]
+
+
+def feature_map(*shape, dtype=torch.float32, layout=torch.contiguous_format):
+    """Far from zero, as behind a ReLU with a bias, so that padding and shift matter."""
+    x = (3 + random(*shape)).to(dtype).to(memory_format=layout)
+    return x.to(DEVICE)
+
+
+def as_held_by(columns, dtype):
+    """Rounded to a type, in float64; the interpreter cuts bfloat16 off where a GPU rounds."""
+    if INTERPRETED and dtype == torch.bfloat16:
+        columns = (columns.view(torch.int32) & -(2**16)).view(torch.float32)
+    return columns.to(dtype).double()
+
+
+def moments_and_gradient(function, x):
+    x = x.clone().requires_grad_()
+    results = function(x)
+    weights = [random(*result.shape, seed=seed) for seed, result in enumerate(results)]
+    loss = sum((r * w.to(r)).sum() for r, w in zip(results, weights, strict=True))
+    return *results[1:], *torch.autograd.grad(loss, x)
+
+
+def assert_moments_are_those_of_gathered_columns(x, grid, blocks, tolerance):
+    from segdeconv.whitening.kernels import patch_moments
+
+    shift = torch.full((blocks.num_means, blocks.size), 2.5, device=DEVICE)
+    actual = moments_and_gradient(lambda x: patch_moments(x, grid, blocks, 1e-3, shift), x)
+    expected = moments_and_gradient(
+        lambda x: sampled_moments(x, grid, blocks, 1e-3), x.double().cpu()
+    )
+    assert [a.dtype for a in actual] == [torch.float32, torch.float32, x.dtype]
+    for a, e in zip(actual, expected, strict=True):
+        assert relative(a, e) < tolerance
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_moments_and_gradient_are_those_of_gathered_columns(grid, layout):
+    x = feature_map(3, 4, 10, 7, layout=layout)
+    blocks = Blocks(2, columns_of(grid, 4) // 2)
+    assert_moments_are_those_of_gathered_columns(x, grid, blocks, 2e-6)
+
+
+@pytest.mark.parametrize("blocks", layouts(72).values(), ids=layouts(72))
+def test_moments_of_each_layout_are_those_of_gathered_columns(blocks):
+    x = feature_map(2, 8, 10, 13)
+    assert_moments_are_those_of_gathered_columns(x, GRIDS["padded"], blocks, 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_moments_of_16_bit_maps_stay_within_their_rounding(dtype):
+    x = feature_map(2, 8, 20, 23, dtype=dtype)
+    blocks = layouts(72)["interleaved"]
+    bound = torch.finfo(dtype).eps
+    assert_moments_are_those_of_gathered_columns(x, GRIDS["padded"], blocks, bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# One tile and several shares of the rows; three tiles.
+@pytest.mark.parametrize("batch, channels", [(6, 2), (1, 16)])
+def test_the_gram_matrix_loses_nothing_of_the_shifted_columns(batch, channels, dtype):
+    from segdeconv.whitening.kernels import patch_gram
+
+    grid, x = GRIDS["padded"], feature_map(batch, channels, 40, 39, dtype=dtype)
+    blocks = Blocks(1, 9 * channels)
+    shift = (3 + random(1, blocks.size, seed=5)).float().to(DEVICE)
+    columns = as_held_by((grid.gather(x, torch.float32) - shift.T).cpu(), dtype)
+    sums, gram = patch_gram(x, grid, blocks, shift)
+    assert relative(sums[0], columns.sum(1)) < 1e-5
+    assert relative(gram[0], columns @ columns.T) < 2e-6
+    again = patch_gram(x, grid, blocks, shift)
+    assert torch.equal(sums, again[0]) and torch.equal(gram, again[1])
+
+
+def test_slices_of_maps_are_read_and_written_in_place():
+    whole = feature_map(3, 8, 12, 11)
+    blocks = layouts(36)["interleaved"]
+    assert_moments_are_those_of_gathered_columns(
+        whole[:, 2:6, 1:, ::2], GRIDS["padded"], blocks, 2e-6
+    )
+
+
+def test_compiled_moments_are_one_graph_and_equal_eager():
+    from segdeconv.whitening.kernels import patch_moments
+
+    grid, blocks = GRIDS["padded"], layouts(36)["interleaved"]
+
+    def function(x):
+        passed, mean, covariance = patch_moments(2 * x, grid, blocks, 1e-3)
+        return passed.sin(), mean, covariance
+
+    x = feature_map(2, 4, 9, 9)
+    compiled = torch.compile(
+        function, fullgraph=True, backend="aot_eager" if INTERPRETED else "inductor"
+    )
+    pairs = zip(moments_and_gradient(compiled, x), moments_and_gradient(function, x), strict=True)
+    for actual, expected in pairs:
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_maps_the_kernel_does_not_read_are_one_sentence():
+    from segdeconv.whitening.kernels import patch_moments
+
+    with pytest.raises(ValueError, match=r"read float32, bfloat16 or float16, not torch.float64"):
+        patch_moments(random(1, 4, 5, 5), GRIDS["pixels"], Blocks(1, 4))

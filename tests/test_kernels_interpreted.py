@@ -32,3 +32,33 @@ def test_the_kernels_pass_their_tests_in_the_interpreter():
 def test_a_kernel_without_a_gpu_is_one_sentence():
     with pytest.raises(ValueError, match="the Triton kernels run on CUDA, not on cpu; move"):
         inverse_root(torch.eye(4), 5, "triton")
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on")
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize(
+    "name", ["_root_kernel", "_root_backward_kernel", "_gram_kernel", "_gram_backward_kernel"]
+)
+def test_each_kernel_compiles_for_a_gpu_that_need_not_be_there(name):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from segdeconv.whitening import kernels
+
+    constants = {
+        "PADDED": 16,
+        "TILE": 16,
+        "ROWS": 16,
+        "PRECISION": "ieee" if "root" in name else "tf32",
+        "GRID": (3, 3, 3, 3, 1, 1, 1, 1, 1),
+    }
+    others = dict.fromkeys(("size", "steps", "means", "roots", "rows_each"), "i32")
+    others |= {"strides": ("i32",) * 4, "grad_strides": ("i32",) * 4, "sizes": ("i32",) * 7}
+    kernel = getattr(kernels, name)
+    signature = {
+        argument: "constexpr" if argument in constants else others.get(argument, "*fp32")
+        for argument in kernel.arg_names
+    }
+    used = {argument: constants[argument] for argument in signature if argument in constants}
+    compiled = compile(ASTSource(kernel, signature, used), target=GPUTarget("cuda", 80, 32))
+    assert compiled.asm["cubin"]

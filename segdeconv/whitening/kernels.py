@@ -1,7 +1,7 @@
-"""Triton kernels for CUDA: the inverse root of small matrices.
+"""Triton kernels for CUDA: the inverse root of small matrices, moments of patches without im2col.
 
 Importing this file imports ``triton``, which comes with PyTorch's CUDA builds for Linux; nothing
-else needs it.  The plain PyTorch code of `roots` computes the same and is what the
+else needs it.  The plain PyTorch code of `roots` and `sampling` computes the same and is what the
 tests compare with.  On the CPU the kernels run in Triton's interpreter, if ``TRITON_INTERPRET=1``
 is set before this file is imported.
 
@@ -17,14 +17,20 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from segdeconv.whitening.blocks import Blocks
 from segdeconv.whitening.roots import MAX_STEPS_IN_SINGLE
+from segdeconv.whitening.sampling import PatchGrid
 
 LARGEST_ROOT = 64  # a program holds whole matrices in registers
+TILE = 64  # columns of a tile of the Gram matrix, at most
+ROWS = 32  # samples it takes in at a time
+PROGRAMS = 1024  # aimed at; a constant, as the order of the sums must not depend on the device
 
 
 @triton.jit
-def _load_scaled(matrix: Any, size: Any, PADDED: tl.constexpr) -> Any:
+def _load_scaled(matrix: tl.tensor, size: tl.tensor, PADDED: tl.constexpr) -> tl.tuple:
     """This program's matrix over its Frobenius norm, that norm, pointer offsets and mask.
 
     The padding is zero: it changes no norm, and products keep it apart from the matrix.
@@ -40,7 +46,7 @@ def _load_scaled(matrix: Any, size: Any, PADDED: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _factor(m: Any, PADDED: tl.constexpr) -> Any:
+def _factor(m: tl.tensor, PADDED: tl.constexpr) -> tl.tensor:
     """T = (3I - M) / 2."""
     i = tl.arange(0, PADDED)
     return tl.where(i[:, None] == i[None, :], 1.5, 0.0) - 0.5 * m
@@ -48,22 +54,33 @@ def _factor(m: Any, PADDED: tl.constexpr) -> Any:
 
 @triton.jit
 def _root_kernel(
-    matrix: Any, root: Any, size: Any, STEPS: tl.constexpr, PADDED: tl.constexpr
+    matrix: tl.tensor,
+    root: tl.tensor,
+    size: tl.tensor,
+    steps: tl.tensor,
+    PADDED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> None:
     """One program per matrix, which stays in registers from the first step to the last."""
     m, scale, places, inside = _load_scaled(matrix, size, PADDED)
     t = _factor(m, PADDED)
     x = t
-    for _ in range(STEPS - 1):
-        m = tl.dot(tl.dot(t, m, input_precision="ieee"), t, input_precision="ieee")
+    for _ in range(steps - 1):
+        m = tl.dot(tl.dot(t, m, input_precision=PRECISION), t, input_precision=PRECISION)
         t = _factor(m, PADDED)
-        x = tl.dot(x, t, input_precision="ieee")
+        x = tl.dot(x, t, input_precision=PRECISION)
     tl.store(root + places, x / tl.sqrt(scale), mask=inside)
 
 
 @triton.jit
 def _root_backward_kernel(
-    grad: Any, matrix: Any, result: Any, size: Any, STEPS: tl.constexpr, PADDED: tl.constexpr
+    grad: tl.tensor,
+    matrix: tl.tensor,
+    result: tl.tensor,
+    size: tl.tensor,
+    steps: tl.tensor,
+    PADDED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> None:
     """Steps and their derivative side by side: nothing is saved, nothing runs backwards.
 
@@ -78,16 +95,16 @@ def _root_backward_kernel(
     x = t
     dm = g
     dx = -0.5 * g
-    for _ in range(STEPS - 1):
-        s = tl.dot(t, m, input_precision="ieee")
-        q = -0.5 * tl.dot(dm, s, input_precision="ieee")
-        dm = tl.dot(tl.dot(t, dm, input_precision="ieee"), t, input_precision="ieee")
+    for _ in range(steps - 1):
+        s = tl.dot(t, m, input_precision=PRECISION)
+        q = -0.5 * tl.dot(dm, s, input_precision=PRECISION)
+        dm = tl.dot(tl.dot(t, dm, input_precision=PRECISION), t, input_precision=PRECISION)
         dm += q + tl.trans(q)
-        m = tl.dot(s, t, input_precision="ieee")
+        m = tl.dot(s, t, input_precision=PRECISION)
         t = _factor(m, PADDED)
-        dx = tl.dot(dx, t, input_precision="ieee")
-        dx += -0.5 * tl.dot(x, dm, input_precision="ieee")
-        x = tl.dot(x, t, input_precision="ieee")
+        dx = tl.dot(dx, t, input_precision=PRECISION)
+        dx += -0.5 * tl.dot(x, dm, input_precision=PRECISION)
+        x = tl.dot(x, t, input_precision=PRECISION)
     dx = 0.5 * (dx + tl.trans(dx))
     # The path through the Frobenius norm, as in `roots._grad_of_scaled`.
     through = tl.sum(tl.sum(0.5 * g * x + dx * unit, 1), 0)
@@ -135,10 +152,12 @@ def _launch_root(kernel: Any, *tensors: Tensor, n_iter: int) -> Tensor:
     result = torch.empty_like(tensors[0])
     batch, size, _ = result.shape
     padded = max(16, triton.next_power_of_2(size))
+    # Three TF32 products are as accurate as one of float32 and run on tensor cores.  At 64 columns
+    # plain float32 products spill: the compiler reports 7 kB of stack per thread instead of 1.8.
+    precision = "tf32x3" if padded == 64 else "ieee"
     if batch:
-        kernel[(batch,)](
-            *tensors, result, size, STEPS=n_iter, PADDED=padded, num_warps=max(1, padded // 8)
-        )
+        warps = 1 if padded == 16 else 4
+        kernel[(batch,)](*tensors, result, size, n_iter, padded, precision, num_warps=warps)
     return result
 
 
@@ -174,3 +193,354 @@ def _grad_of_root(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 
 _fused_root.register_autograd(_grad_of_root, setup_context=_save_for_root)
+
+
+@triton.jit
+def _places(
+    f: tl.tensor, g: tl.tensor, r: tl.tensor, sizes: tl.tuple, GRID: tl.constexpr
+) -> tl.tuple:
+    """Where column f of block g meets the map in row r: image, channel, y, x and two masks.
+
+    The first mask: there are such a column and row; the second: not in the padding either.
+    """
+    height, width, down, across, rows, columns, blocks = sizes
+    taps: tl.constexpr = GRID[0] * GRID[1]
+    j = f * blocks + g if GRID[8] else g * columns + f
+    tap = j % taps
+    y = (r // across % down * GRID[2] - GRID[4])[None, :] + (tap // GRID[1] * GRID[6])[:, None]
+    x = (r % across * GRID[3] - GRID[5])[None, :] + (tap % GRID[1] * GRID[7])[:, None]
+    exists = (f < columns)[:, None] & (r < rows)[None, :]
+    inside = exists & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    return (r // (across * down))[None, :], (j // taps)[:, None], y, x, exists, inside
+
+
+@triton.jit
+def _pointers(
+    map: tl.tensor, strides: tl.tuple, n: tl.tensor, c: tl.tensor, y: tl.tensor, x: tl.tensor
+) -> tl.tensor:
+    return map + n.to(tl.int64) * strides[0] + c * strides[1] + y * strides[2] + x * strides[3]
+
+
+@triton.jit
+def _load_patches(
+    map: tl.tensor,
+    shift: tl.tensor,
+    f: tl.tensor,
+    g: tl.tensor,
+    r: tl.tensor,
+    strides: tl.tuple,
+    sizes: tl.tuple,
+    GRID: tl.constexpr,
+) -> tl.tensor:
+    """Columns f of block g in rows r less the shift, (f, r), as the map's own type can hold them.
+
+    Shifted before rounding: a mean of many deviations would otherwise cost the digits.  Zero where
+    there is no such column or row, minus the shift in the padding.
+    """
+    n, c, y, x, exists, inside = _places(f, g, r, sizes, GRID)
+    columns = sizes[5]
+    value = tl.load(_pointers(map, strides, n, c, y, x), mask=inside, other=0.0).to(tl.float32)
+    value -= tl.load(shift + f, mask=f < columns, other=0.0)[:, None]
+    return tl.where(exists, value, 0.0).to(map.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def _gram_kernel(
+    map: tl.tensor,
+    shift: tl.tensor,
+    sums: tl.tensor,
+    gram: tl.tensor,
+    strides: tl.tuple,
+    sizes: tl.tuple,
+    means: tl.tensor,
+    rows_each: tl.tensor,
+    GRID: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """One program per tile on or above the diagonal, block, and share of the rows.
+
+    It reads its columns of its rows straight from the map, ROWS at a time, and keeps its
+    tile of the Gram matrix in registers.  The shares are summed afterwards, in their order.
+    """
+    columns, blocks = sizes[5], sizes[6]
+    across = tl.cdiv(columns, TILE)
+    i, j = tl.program_id(0) // across, tl.program_id(0) % across
+    g, share = tl.program_id(1), tl.program_id(2)
+    if i <= j:
+        fi, fj = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
+        product = tl.zeros((TILE, TILE), tl.float32)
+        total = tl.zeros((TILE,), tl.float32)
+        first = share * rows_each
+        shift += g % means * columns
+        for start in range(first, first + rows_each, ROWS):
+            r = start + tl.arange(0, ROWS)
+            u = _load_patches(map, shift, fi, g, r, strides, sizes, GRID)
+            v = _load_patches(map, shift, fj, g, r, strides, sizes, GRID)
+            product = tl.dot(u, tl.trans(v), product, input_precision=PRECISION)
+            total += tl.sum(u, 1)
+        block = share.to(tl.int64) * blocks + g
+        tile = gram + (block * columns + fi[:, None]) * columns + fj[None, :]
+        mirrored = gram + (block * columns + fj[:, None]) * columns + fi[None, :]
+        in_i, in_j = fi < columns, fj < columns
+        tl.store(tile, product, mask=in_i[:, None] & in_j[None, :])
+        if i < j:
+            tl.store(mirrored, tl.trans(product), mask=in_j[:, None] & in_i[None, :])
+        else:
+            tl.store(sums + block * columns + fi, total, mask=in_i)
+
+
+@triton.jit
+def _gram_backward_kernel(
+    map: tl.tensor,
+    mean: tl.tensor,
+    weight: tl.tensor,
+    offset: tl.tensor,
+    grad: tl.tensor,
+    strides: tl.tuple,
+    grad_strides: tl.tuple,
+    sizes: tl.tuple,
+    means: tl.tensor,
+    roots: tl.tensor,
+    GRID: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """One program per tile of TILE rows and columns f of a block: weight @ (u - mean) + offset.
+
+    Added to ``grad`` at the pixels the columns were read from; no two programs share a pixel, as
+    the caller has made sure that patches do not overlap.
+    """
+    columns = sizes[5]
+    r = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    f = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    g = tl.program_id(2)
+    in_f = f < columns
+    product = tl.zeros((TILE, TILE), tl.float32)
+    product += tl.load(offset + g % means * columns + f, mask=in_f, other=0.0)[:, None]
+    mean += g % means * columns
+    weight += g % roots * columns * columns
+    for start in range(0, columns, TILE):
+        k = start + tl.arange(0, TILE)
+        u = _load_patches(map, mean, k, g, r, strides, sizes, GRID)
+        both = in_f[:, None] & (k < columns)[None, :]
+        w = tl.load(weight + f[:, None] * columns + k[None, :], mask=both, other=0.0)
+        product = tl.dot(w, u, product, input_precision=PRECISION)
+    n, c, y, x, _, inside = _places(f, g, r, sizes, GRID)
+    pixels = _pointers(grad, grad_strides, n, c, y, x)
+    product += tl.load(pixels, mask=inside, other=0.0).to(tl.float32)
+    tl.store(pixels, product.to(grad.dtype.element_ty), mask=inside)
+
+
+def patch_gram(x: Tensor, grid: PatchGrid, blocks: Blocks, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum and second moment of shifted patches, in one pass over the map and without im2col.
+
+    Args:
+        x: Activation (N, C, H, W), any strides, float32, bfloat16 or float16, on CUDA.
+        grid: Where the patches are.
+        blocks: Layout of their columns and what the blocks share.
+        shift: Subtracted from the columns before they are rounded to the type of ``x``, (1 or G,
+            D), float32; close to the mean, or digits are lost.
+
+    Returns:
+        Sum of v (1 or G, D) and of v v^T (M, D, D) over all rows, v = column - shift; float32.
+
+    Raises:
+        ValueError: ``x`` is of another type or not on CUDA.
+    """
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"the Triton kernels read float32, bfloat16 or float16, not {x.dtype}; "
+            f"use segdeconv.whitening.sampled_moments there"
+        )
+    _require_gpu(x)
+    sums: Tensor
+    gram: Tensor
+    sums, gram = torch.ops.segdeconv.patch_gram(
+        x[:: grid.every], shift, _as_integers(grid, blocks), blocks.num, blocks.num_roots
+    )
+    return sums, gram
+
+
+def patch_moments(
+    x: Tensor, grid: PatchGrid, blocks: Blocks, eps: float = 0.0, shift: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sampled_moments` by the kernels: the same arguments, results and rules for ``x``.
+
+    Args:
+        x: As in `patch_gram`.
+        grid: As there.
+        blocks: As there.
+        eps: Added to the diagonals.
+        shift: As there, without gradient; zero if None.
+
+    Returns:
+        ``x`` to read on, mean (1 or G, D) and covariance (M, D, D), both float32.
+    """
+    if shift is None:
+        shift = x.new_zeros(blocks.num_means, blocks.size, dtype=torch.float32)
+    result: tuple[Tensor, Tensor, Tensor] = _PatchMoments.apply(x, grid, blocks, eps, shift)
+    return result
+
+
+class _PatchMoments(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, grid: PatchGrid, blocks: Blocks, eps: float, shift: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sums, gram = patch_gram(x, grid, blocks, shift)
+        rows = grid.count(x.shape)
+        from_shift = sums / blocks.rows_per_mean(rows)
+        outer = from_shift[:, :, None] * from_shift[:, None, :]
+        if blocks.num_roots < blocks.num_means:
+            outer = outer.mean(0, keepdim=True)
+        covariance = gram.div_(rows * blocks.num // blocks.num_roots).sub_(outer)
+        covariance.diagonal(dim1=-2, dim2=-1).add_(eps)
+        mean = shift + from_shift
+        ctx.save_for_backward(x, mean)
+        ctx.grid, ctx.blocks = grid, blocks
+        return x.view_as(x), mean, covariance
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_x: Tensor, grad_mean: Tensor, grad_covariance: Tensor
+    ) -> tuple[Tensor | None, None, None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None
+        x, mean = ctx.saved_tensors
+        grid, blocks = ctx.grid, ctx.blocks
+        rows = grid.count(x.shape)
+        # The path through the centring vanishes: the centred samples sum to zero.
+        weight = (grad_covariance + grad_covariance.mT) / (rows * blocks.num // blocks.num_roots)
+        offset = grad_mean / blocks.rows_per_mean(rows)
+        if 0 in grad_x.stride():  # an expanded number, as after a sum: it cannot be added to
+            grad_x = grad_x.contiguous()
+        if _apart(grid):
+            every = slice(None, None, grid.every)
+            torch.ops.segdeconv.patch_gram_backward(
+                grad_x[every],
+                x[every],
+                mean,
+                weight,
+                offset,
+                _as_integers(grid, blocks),
+                blocks.num,
+            )
+            return grad_x, None, None, None, None
+        centred = blocks.pool(blocks.centre_(grid.gather(x, mean.dtype), mean))
+        grad = blocks.centre_(blocks.unpool(torch.bmm(weight, centred)), -offset)
+        return grid.add_back(grad_x, grad), None, None, None, None
+
+
+def _apart(grid: PatchGrid) -> bool:
+    """Whether no pixel belongs to two patches."""
+    return all(
+        tap * grid.dilation[axis] % grid.step[axis]
+        for axis in (0, 1)
+        for tap in range(1, grid.kernel_size[axis])
+    )
+
+
+def _as_integers(grid: PatchGrid, blocks: Blocks) -> list[int]:
+    """What operators and kernels are told: GRID in the kernels above."""
+    pairs = grid.kernel_size, grid.step, grid.padding, grid.dilation
+    return [*(number for pair in pairs for number in pair), int(blocks.interleaved)]
+
+
+def _sizes(x: Tensor, integers: list[int], columns: int, num: int) -> tuple[int, ...]:
+    """Height, width, patches down and across, rows, columns of a block, blocks."""
+    kernel_size, step, padding, dilation = ((integers[i], integers[i + 1]) for i in (0, 2, 4, 6))
+    down, across = PatchGrid(kernel_size, step, padding, dilation).places(x.shape)
+    return (*x.shape[2:], down, across, x.shape[0] * down * across, columns, num)
+
+
+def _tiling(x: Tensor, columns: int) -> dict[str, Any]:
+    """Sides of tiles, warps, and products that lose nothing.
+
+    16-bit numbers fit into TF32; float32 ones take three TF32 products.
+    """
+    tile = min(TILE, max(16, triton.next_power_of_2(columns)))
+    precision = "tf32x3" if x.dtype == torch.float32 else "tf32"
+    return {"TILE": tile, "PRECISION": precision, "num_warps": tile // 8}
+
+
+@torch.library.custom_op("segdeconv::patch_gram", mutates_args=())
+def _patch_gram(
+    x: Tensor, shift: Tensor, grid: list[int], num: int, roots: int
+) -> tuple[Tensor, Tensor]:
+    means, columns = shift.shape
+    sizes, tiling = _sizes(x, grid, columns, num), _tiling(x, columns)
+    tile, rows = tiling["TILE"], sizes[4]
+    across = triton.cdiv(columns, tile)
+    shares = triton.cdiv(PROGRAMS, num * across * (across + 1) // 2)
+    shares = max(1, min(shares, rows // (8 * ROWS)))
+    rows_each = triton.cdiv(triton.cdiv(rows, shares), ROWS) * ROWS
+    sums = shift.new_empty(shares, num, columns)
+    gram = shift.new_empty(shares, num, columns, columns)
+    _gram_kernel[(across * across, num, shares)](
+        x,
+        shift.contiguous(),
+        sums,
+        gram,
+        x.stride(),
+        sizes,
+        means,
+        rows_each,
+        tuple(grid),
+        ROWS=ROWS,
+        **tiling,
+    )
+    return (
+        sums.view(-1, means, columns).sum(0),
+        gram.view(-1, roots, columns, columns).sum(0),
+    )
+
+
+@_patch_gram.register_fake
+def _(x: Tensor, shift: Tensor, grid: list[int], num: int, roots: int) -> tuple[Tensor, Tensor]:
+    columns = shift.shape[1]
+    return shift.new_empty(shift.shape), shift.new_empty(roots, columns, columns)
+
+
+@torch.library.custom_op("segdeconv::patch_gram_backward", mutates_args=("grad_x",))
+def _patch_gram_backward(
+    grad_x: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    grid: list[int],
+    num: int,
+) -> None:
+    means, columns = mean.shape
+    sizes, tiling = _sizes(x, grid, columns, num), _tiling(x, columns)
+    tile, rows = tiling["TILE"], sizes[4]
+    _gram_backward_kernel[(triton.cdiv(rows, tile), triton.cdiv(columns, tile), num)](
+        x,
+        mean.contiguous(),
+        weight.contiguous(),
+        offset.contiguous(),
+        grad_x,
+        x.stride(),
+        grad_x.stride(),
+        sizes,
+        means,
+        len(weight),
+        tuple(grid),
+        **tiling,
+    )
+
+
+@_patch_gram_backward.register_fake
+def _(
+    grad_x: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    grid: list[int],
+    num: int,
+) -> None:
+    return None
