@@ -104,13 +104,18 @@ class Whitening:
 
     def __post_init__(self) -> None:
         for name in ("block", "n_iter", "sampling_stride", "freeze_iter", "update_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more")
+        for name in ("momentum", "eps", "min_rows", "max_rows"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r}: expected a number, 0 or more")
         if not 0 < self.momentum <= 1:
             raise ValueError(f"momentum={self.momentum}: expected a number in (0, 1]")
-        for name in ("eps", "min_rows", "max_rows"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        for name in ("freeze", "detach", "bias_correction", "released_blocks"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected true or false")
         if self.structure == "kronecker" and self.grouping != "channel":
             raise ValueError(
                 "structure='kronecker' needs blocks of whole channels; give grouping='channel'"

@@ -702,7 +702,11 @@ def test_a_module_can_pad_the_input_before_patches_are_cut():
     "options, words",
     [
         ({"blok": 8}, "did you mean 'block'"),
-        ({"n_iter": 0}, "n_iter=0: expected 1 or more"),
+        ({"n_iter": 0}, "n_iter=0: expected a whole number, 1 or more"),
+        ({"block": "16"}, "block='16': expected a whole number"),
+        ({"block": 1.5}, "block=1.5: expected a whole number"),
+        ({"eps": float("nan")}, "eps=nan: expected a number"),
+        ({"freeze": "x"}, "freeze='x': expected true or false"),
         ({"momentum": 0.0}, "momentum"),
         ({"eps": -1.0}, "eps"),
         ({"grouping": "rows"}, "grouping='rows'"),
