@@ -50,16 +50,12 @@ class Network:
         return torch.randint(self.classes, shape, generator=torch.Generator().manual_seed(seed + 1))
 
 
-def small_input(model: nn.Module) -> nn.Module:
-    """A ResNet for small images: 3x3 stem of stride 1, no pooling behind it."""
+def resnet18_cifar() -> nn.Module:
+    """A ResNet-18 of timm for small images: 3x3 stem of stride 1, no pooling behind it."""
+    model: nn.Module = timm.create_model("resnet18", num_classes=10)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     return model
-
-
-def resnet18_cifar() -> nn.Module:
-    """A ResNet-18 of timm, for 32x32 images."""
-    return small_input(timm.create_model("resnet18", num_classes=10))
 
 
 def segmentation(arch: str, encoder: str, num_classes: int) -> nn.Module:

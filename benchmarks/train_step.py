@@ -26,6 +26,7 @@ batch-norm twin, so a busy machine disturbs both of its sides.
 import argparse
 import ast
 import gc
+import math
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -65,6 +66,8 @@ examples:
   python benchmarks/train_step.py --device cuda --amp bf16 --channels-last --cuda-graph
 """
 TWIN = "batchnorm"
+MEMORY = {"peak_bytes": "peak", "saved_bytes": "saved", "resident_bytes": "resident"}
+COUNTS = ("operators", "launches", "kernels")
 DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -306,6 +309,7 @@ def inspect(
         if setup.compile:
             peak.forget()  # what the compiler took to try out kernels
             step()
+    first_loss = step.loss.item()
     step.capture(pool)
     return step, {
         **asdict(variant),
@@ -313,6 +317,7 @@ def inspect(
         "peak_bytes": peak.bytes,
         "saved_bytes": sum(saved.sizes.values()),
         "operators": calls.count,
+        "first_loss": first_loss,  # after as many steps in every variant, unlike the last one
         **(launches(step) if setup.device != "cpu" else {}),
     }
 
@@ -378,10 +383,10 @@ def measure(
     for name, row in rows.items():
         row["seconds"] = spread(times[name])
         row["time / batchnorm"] = ratio(times[name], times[TWIN])
-        for figure in ("peak_bytes", "saved_bytes", "resident_bytes"):
+        for figure in MEMORY:
             if figure in row:
                 row[f"{figure} / batchnorm"] = row[figure] / rows[TWIN][figure]
-        row["loss"] = steps[name].loss.item()
+        row["last_loss"] = steps[name].loss.item()
     return rows
 
 
@@ -395,21 +400,19 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             f"{times['median'] * 1e3:.4g} ({times['min'] * 1e3:.4g}-{times['max'] * 1e3:.4g})",
             f"{over['median']:.2f} ({over['min']:.2f}-{over['max']:.2f})",
         ]
-        for figure in _MEMORY:
+        for figure in MEMORY:
             if figure in row:
                 quotient = row[f"{figure} / batchnorm"]
                 cells.append(f"{row[figure] / 2**20:.4g} ({quotient:.2f})")
-        return cells + [str(row[count]) for count in _COUNTS if count in row]
+        return cells + [str(row[count]) for count in COUNTS if count in row]
 
     some = next(iter(rows.values()))
     header = ["variant", "ms", "time / BN"]
-    header += [f"{name}, MiB (/ BN)" for figure, name in _MEMORY.items() if figure in some]
-    header += [count for count in _COUNTS if count in some]
+    header += [f"{name}, MiB (/ BN)" for figure, name in MEMORY.items() if figure in some]
+    header += [count for count in COUNTS if count in some]
     return markdown_table(header, [line(name, row) for name, row in rows.items()])
 
 
-_MEMORY = {"peak_bytes": "peak", "saved_bytes": "saved", "resident_bytes": "resident"}
-_COUNTS = ("operators", "launches", "kernels")
 NOTES = """\
 # One training step
 
@@ -422,8 +425,8 @@ def remarks(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """What a reader of the table must know."""
     lines = []
     for name, row in rows.items():
-        if row["loss"] != row["loss"] or abs(row["loss"]) == float("inf"):
-            lines.append(f"{name} diverged (loss {row['loss']}): its time is that of no training.")
+        if not math.isfinite(row["last_loss"]):
+            lines.append(f"{name} diverged, so its time is not that of training.")
         if row["untaken"]:
             lines.append(f"{name} left these plain: {', '.join(row['untaken'])}.")
     return "\n\n".join(lines)
