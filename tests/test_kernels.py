@@ -35,8 +35,8 @@ def covariances(size, batch=3):
     return 0.5 * (matrices + matrices.mT)
 
 
-@pytest.mark.parametrize("n_iter", [1, 2, 5, 7])
-@pytest.mark.parametrize("size", [1, 9, 16, 27, 36, 64])
+@pytest.mark.parametrize("n_iter", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 9, 16, 27, 64])
 def test_the_fused_root_and_its_gradient_equal_the_products(size, n_iter):
     matrices, weights = covariances(size).requires_grad_(), random(3, size, size, seed=1)
     expected = inverse_root(matrices, n_iter, "newton_schulz")
@@ -214,3 +214,29 @@ def test_maps_the_kernel_does_not_read_are_one_sentence():
 
     with pytest.raises(ValueError, match=r"read float32, bfloat16 or float16, not torch.float64"):
         patch_moments(random(1, 4, 5, 5), GRIDS["pixels"], Blocks(1, 4))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="a CUDA graph needs a GPU")
+def test_a_graph_of_the_kernels_replays_on_new_numbers():
+    from segdeconv.whitening.kernels import patch_moments
+
+    grid, blocks = GRIDS["padded"], layouts(36)["interleaved"]
+    x = feature_map(2, 4, 9, 9).requires_grad_()
+
+    def step():
+        _, mean, covariance = patch_moments(x, grid, blocks, 1e-3)
+        root = inverse_root(covariance, 5, "triton")
+        return torch.autograd.grad(root.sum() + mean.sum(), x)[0]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+    with torch.no_grad():
+        x.copy_(feature_map(2, 4, 9, 9).flip(0))
+    graph.replay()
+    torch.testing.assert_close(result, step())

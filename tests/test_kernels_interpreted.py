@@ -1,5 +1,6 @@
 """The tests of the kernels on the CPU, in a process whose triton interprets from the start."""
 
+import json
 import os
 import subprocess
 import sys
@@ -26,6 +27,19 @@ def test_the_kernels_pass_their_tests_in_the_interpreter():
     )
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout
+
+
+def test_the_benchmark_of_the_kernels_writes_its_figures(tmp_path):
+    arguments = ["--tiny", "--seconds", "0", "--out", tmp_path / "kernels"]
+    subprocess.run(
+        [sys.executable, TESTS.parent / "benchmarks" / "kernels.py", *arguments],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
+    )
+    record = json.loads((tmp_path / "kernels.json").read_text())
+    assert record["roots"]["2 x 9"]["newton_schulz / triton"]["median"] > 0
+    assert record["moments"]["tiny"]["seconds"].keys() == {"torch", "triton"}
+    assert "| 2 x 9 |" in (tmp_path / "kernels.md").read_text()
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on")
