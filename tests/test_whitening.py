@@ -163,6 +163,15 @@ def test_moments_equal_those_of_rows_pooled_by_hand(blocks):
     torch.testing.assert_close(covariance, covariances, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [127, 128, 147, 578])
+def test_a_large_covariance_computed_by_halves_is_whole_and_symmetric(size):
+    rows = random(50, size)
+    _, _, covariance = sampled_moments(rows, RowGrid(), Blocks(1, size))
+    expected = torch.cov(rows.T, correction=0)
+    torch.testing.assert_close(covariance[0], expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(covariance, covariance.mT, rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("blocks", LAYOUTS.values(), ids=LAYOUTS)
 def test_gradient_of_the_moments_agrees_with_finite_differences(blocks):
     rows = random(3, 36).requires_grad_()
