@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segdeconv.whitening import (
+    BACKENDS,
     Backend,
     Blocks,
     Sampling,
@@ -145,7 +146,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "share": ("both", "root", "none"),
     "sampling": ("grid", "flat"),
     "structure": ("full", "kronecker"),
-    "backend": ("auto", "newton_schulz", "eigh"),
+    "backend": BACKENDS,
 }
 
 _RELEASED = Whitening(
