@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnxruntime
 import torch
@@ -93,7 +93,8 @@ def fold_batchnorm(model: nn.Module, images: Tensor) -> tuple[nn.Module, int]:
     """
     model = copy.deepcopy(model).eval()
     for conv_name, norm_name in conv_norm_pairs(model, images).items():
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        conv = cast(nn.Conv2d, model.get_submodule(conv_name))
+        norm = cast(nn.BatchNorm2d, model.get_submodule(norm_name))
         model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm), strict=True)
         model.set_submodule(norm_name, nn.Identity(), strict=True)
     return model, sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())

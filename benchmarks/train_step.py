@@ -124,7 +124,7 @@ def literal_layer(conv: nn.Module) -> nn.Module:
     layer = LiteralDeconv2d(conv.in_channels, conv.out_channels, *geometry, conv.groups)
     layer.weight = cast(nn.Parameter, conv.weight)
     if conv.bias is not None:
-        layer.bias = conv.bias
+        layer.bias = cast(nn.Parameter, conv.bias)
     return layer
 
 
@@ -289,8 +289,7 @@ class PeakMemory:
             self.bytes = torch.cuda.max_memory_allocated() - self._before
             return
         self._profile.stop()
-        assert self._profile.profiler is not None
-        events = self._profile.profiler.kineto_results.events()
+        events = cast(Any, self._profile.profiler).kineto_results.events()
         changes = [event.nbytes() for event in events if event.name() == "[memory]"]
         self.bytes = max(accumulate(changes, initial=0))
 
