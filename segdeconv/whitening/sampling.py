@@ -148,13 +148,19 @@ class FlatGrid:
         return FlatGrid(math.ceil(self.step * factor))
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """(C, S), in another order than they have in the batch, which changes no sum."""
+        """(C, S), in an order of its own, which changes no sum."""
+        if self._is_small(x.shape):
+            return x.transpose(0, 1).flatten(1)[:, :: self.step].to(dtype, copy=True)
         maps = x.flatten(2).transpose(0, 1)
         parts = [maps[:, images, pixels].flatten(1) for images, pixels in self._phases(x.shape)]
         return torch.cat(parts, 1).to(dtype)
 
     def add_back(self, grad_x: Tensor, grad: Tensor) -> Tensor:
         """In place where the memory order allows."""
+        if self._is_small(grad_x.shape):
+            whole = grad_x.transpose(0, 1).flatten(1)
+            whole[:, :: self.step] += grad
+            return whole.unflatten(1, (len(grad_x), -1)).transpose(0, 1).view(grad_x.shape)
         maps = grad_x.flatten(2)
         into, start = maps.transpose(0, 1), 0
         for images, pixels in self._phases(grad_x.shape):
@@ -162,6 +168,10 @@ class FlatGrid:
             part += grad[:, start : start + part[0].numel()].view(part.shape)
             start += part[0].numel()
         return maps.view(grad_x.shape)
+
+    def _is_small(self, shape: torch.Size) -> bool:
+        """Whether a copy of everything takes less time than one slice for each phase."""
+        return math.prod(shape) < 10_000 * self.step
 
     def _phases(self, shape: torch.Size) -> Iterator[tuple[slice, slice]]:
         """Images in which the first sampled pixel has the same place, and their sampled pixels."""
