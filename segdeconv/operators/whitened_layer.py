@@ -95,7 +95,7 @@ class Whitening:
     share: Share = "both"
     sampling: Literal["grid", "flat"] = "grid"
     min_rows: float = 4.0
-    max_rows: float = 0.0
+    max_rows: float = 32.0
     structure: Literal["full", "kronecker"] = "full"
     detach: bool = False
     update_every: int = 1
@@ -150,7 +150,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 _RELEASED = Whitening(
-    block=64, sampling="flat", min_rows=0.0, bias_correction=False, released_blocks=True
+    block=64,
+    sampling="flat",
+    min_rows=0.0,
+    max_rows=0.0,
+    bias_correction=False,
+    released_blocks=True,
 )
 PRESETS: dict[str, Whitening] = {"default": Whitening(), "released": _RELEASED}
 LINEAR_PRESETS: dict[str, Whitening] = {

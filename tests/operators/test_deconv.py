@@ -243,7 +243,8 @@ def test_linear_output_equals_an_explicit_whitening_of_contiguous_blocks():
 @pytest.mark.parametrize("options", [{}, {"grouping": "channel"}], ids=["interleaved", "channel"])
 @pytest.mark.parametrize("share", ["both", "root", "none"])
 def test_patches_of_a_block_come_out_with_unit_covariance(options, share):
-    layer = make(Deconv2d, 4, 36, 3, block=2, n_iter=25, share=share, sampling_stride=1, **options)
+    every_row = {"sampling_stride": 1, "max_rows": 0}
+    layer = make(Deconv2d, 4, 36, 3, block=2, n_iter=25, share=share, **every_row, **options)
     layer.weight.data = torch.eye(36, dtype=torch.float64).view(36, 4, 3, 3)
     layer.bias.data.zero_()
     y = layer(random(8, 4, 16, 16)).transpose(0, 1).flatten(1)
