@@ -190,6 +190,13 @@ def test_fitted_is_the_closest_fit_and_each_fit_is_a_backend():
     assert torch.equal(inverse_root(matrix, 5, "fitted"), inverse_root(matrix, 5, "fitted_qqc"))
 
 
+def test_a_backend_that_does_not_exist_is_one_sentence():
+    with pytest.raises(
+        ValueError, match=r"unknown backend 'svd'; known: auto, newton_schulz, eigh,"
+    ):
+        inverse_root(torch.eye(4), 5, "svd")
+
+
 def test_steps_without_a_fit_are_one_sentence():
     with pytest.raises(ValueError, match=r"'fitted' has no polynomial for n_iter=15, only for"):
         inverse_root(torch.eye(4), 15, "fitted")

@@ -56,7 +56,8 @@ def inverse_root(covariance: Tensor, n_iter: int = 5, backend: Backend = "auto")
         D, same shape and precision.
 
     Raises:
-        ValueError: There is no polynomial for ``n_iter``, or no kernel for the matrices.
+        ValueError: The backend is unknown, or has no polynomial for ``n_iter`` or no kernel for
+            the matrices.
 
     Source: Ye et al. 2020, Algorithm 1.  Backward: the Frechet derivative in product form, and for
     "eigh" divided differences (Daleckii-Krein), neither of which assumes convergence.
@@ -64,6 +65,8 @@ def inverse_root(covariance: Tensor, n_iter: int = 5, backend: Backend = "auto")
     if covariance.dim() != 3:
         matrices = covariance.reshape(-1, *covariance.shape[-2:])
         return inverse_root(matrices, n_iter, backend).view(covariance.shape)
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     if backend == "auto":
         backend = _fastest_backend(covariance, n_iter)
     if backend == "triton":
