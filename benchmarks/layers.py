@@ -43,6 +43,7 @@ examples:
   python benchmarks/layers.py --quick                   one shape of each kind, under a minute
   python benchmarks/layers.py --only '*stem*' 'aspp*'   some shapes
   python benchmarks/layers.py --roots                   the inverse roots alone
+  python benchmarks/layers.py --device cuda --amp bf16 --batch-times 8
 """
 
 
@@ -85,11 +86,32 @@ class Shape:
             "groups": self.groups,
         }
 
-    def input(self, generator: torch.Generator) -> Tensor:
+    def input(self, generator: torch.Generator, setup: "Setup") -> Tensor:
         """A correlated map; clipped at zero as behind a ReLU, unless it is an image."""
-        shape = (self.batch, self.channels[0], self.size + 2, self.size + 2)
+        batch = self.batch * setup.batch_times
+        shape = (batch, self.channels[0], self.size + 2, self.size + 2)
         x = 3 * F.avg_pool2d(torch.randn(shape, generator=generator), 3, 1)
+        x = x.to(setup.device, setup.amp or torch.float32)
         return x if self.image else x.relu_().requires_grad_()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a layer is run.
+
+    Attributes:
+        seconds: To spend on a shape.
+        seed: Of inputs and weights.
+        device: "cpu" or "cuda".
+        amp: Precision of autocast and of the input, None for float32.
+        batch_times: What the batch is multiplied by: the table's are small enough for a CPU.
+    """
+
+    seconds: float
+    seed: int
+    device: str = "cpu"
+    amp: torch.dtype | None = None
+    batch_times: int = 1
 
 
 MANY_STEPS = {"n_iter": 15}
@@ -195,38 +217,43 @@ def variants(shape: Shape) -> dict[str, nn.Module]:
     }
 
 
-def training_step(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
+def training_step(layer: nn.Module, x: Tensor, grad: Tensor, setup: Setup) -> Callable[[], None]:
     """Forward and backward, gradients for input and parameters, none kept."""
     wanted = [*layer.parameters()] + ([x] if x.requires_grad else [])
 
     def step() -> None:
-        torch.autograd.grad(layer(x), wanted, grad)
+        with torch.autocast(setup.device, setup.amp, enabled=setup.amp is not None):
+            y = layer(x)
+        torch.autograd.grad(y, wanted, grad)
 
     return step
 
 
-def evaluation(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+def evaluation(layer: nn.Module, x: Tensor, setup: Setup) -> Callable[[], None]:
     """A forward pass of a layer in evaluation mode."""
     layer.eval()
 
     @torch.no_grad()
     def forward() -> None:
-        layer(x)
+        with torch.autocast(setup.device, setup.amp, enabled=setup.amp is not None):
+            layer(x)
 
     return forward
 
 
-def measure(shape: Shape, seconds: float, seed: int) -> dict[str, Any]:
+def measure(shape: Shape, setup: Setup) -> dict[str, Any]:
     """Timings of all variants on one shape and the quotients between them."""
-    torch.manual_seed(seed)
-    x = shape.input(torch.Generator().manual_seed(seed))
-    layers = variants(shape)
-    grad = torch.randn_like(layers["batchnorm"](x))
-    steps = {name: training_step(layer, x, grad) for name, layer in layers.items()}
-    times = interleaved(steps, seconds)
-    plain = nn.Conv2d(*shape.channels, **shape.geometry)
-    forwards = {"convolution": evaluation(plain, x), "ours": evaluation(layers["default"], x)}
-    eval_times = interleaved(forwards, seconds / 4, min_rounds=11)
+    torch.manual_seed(setup.seed)
+    x = shape.input(torch.Generator().manual_seed(setup.seed), setup)
+    layers = {name: layer.to(setup.device) for name, layer in variants(shape).items()}
+    with torch.autocast(setup.device, setup.amp, enabled=setup.amp is not None):
+        grad = torch.randn_like(layers["batchnorm"](x))
+    steps = {name: training_step(layer, x, grad, setup) for name, layer in layers.items()}
+    times = interleaved(steps, setup.seconds, device=setup.device)
+    plain = nn.Conv2d(*shape.channels, **shape.geometry).to(setup.device)
+    compared = {"convolution": plain, "ours": layers["default"]}
+    forwards = {name: evaluation(layer, x, setup) for name, layer in compared.items()}
+    eval_times = interleaved(forwards, setup.seconds / 4, min_rounds=11, device=setup.device)
     return {
         **asdict(shape),
         "training": {name: spread(values) for name, values in times.items()},
@@ -277,11 +304,11 @@ comes; "eval" is its forward pass in evaluation over that of `nn.Conv2d`.  Batch
 in the JSON file beside this one."""
 
 
-def run_layers(names: Sequence[str], seconds: float, seed: int, shapes: dict[str, Shape]) -> Any:
+def run_layers(names: Sequence[str], setup: Setup, shapes: dict[str, Shape]) -> Any:
     """Measure the named shapes, printing each as it comes; returns (rows, text)."""
     rows = {}
     for name in names:
-        rows[name] = row = measure(shapes[name], seconds, seed)
+        rows[name] = row = measure(shapes[name], setup)
         figures = "  ".join(f"{q} {row[q]['median']:.2f}" for q in QUOTIENTS)
         print(f"{name:45s} {figures}", flush=True)
     slower = [name for name, row in rows.items() if row["literal / released"]["median"] < 1]
@@ -366,6 +393,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=1, help="of torch; 1 (default) times by processor time"
     )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
+    parser.add_argument(
+        "--amp", default="none", choices=["none", "bf16", "fp16"], help="autocast (none)"
+    )
+    parser.add_argument(
+        "--batch-times", type=int, default=1, help="multiply the batches, for a GPU by 8 or so (1)"
+    )
     parser.add_argument(
         "--seconds", type=float, default=6.0, help="to spend on a shape, 5 rounds at least (6)"
     )
@@ -402,10 +436,13 @@ def main() -> None:
     if options.roots:
         rows, text = run_roots(options.seconds, options.seed, (9,) if options.tiny else ROOT_SIZES)
     else:
-        rows, text = run_layers(names, options.seconds, options.seed, shapes)
+        amp = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.amp]
+        setup = Setup(options.seconds, options.seed, options.device, amp, options.batch_times)
+        rows, text = run_layers(names, setup, shapes)
     print(f"\n{text}")
     whole = not (options.quick or options.only or options.tiny)
     kind = "roots" if options.roots else "layers"
+    kind += "" if options.device == "cpu" else f"-{options.device}-{options.amp}"
     out = options.out or (RESULTS / f"{kind}-{datetime.now(UTC):%Y-%m-%d}" if whole else None)
     if out:
         facts = environment(options.seed) | {"freed memory is kept": kept}
