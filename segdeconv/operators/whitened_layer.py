@@ -273,17 +273,7 @@ class WhitenedLayer(nn.Module):
         may_branch = x.device.type == "cpu" and not torch.compiler.is_compiling()
         if live is not None and may_branch and not live:
             return x, *self._running()
-        read, mean, covariance = sampled_moments(
-            x.detach() if settings.detach else x,
-            grid,
-            self.blocks,
-            settings.eps,
-            self.running_mean.dtype,
-        )
-        x = x if settings.detach else read
-        wanted = settings.min_rows * self.blocks.size
-        if freedom < wanted:
-            covariance = shrink(covariance, 1 - freedom / wanted)
+        x, mean, covariance = self._moments(x, grid, freedom)
         # A value that is not finite, or too large to square, shows in its column's variance.
         largest = covariance.detach().diagonal(dim1=-2, dim2=-1).amax()
         if may_branch:
@@ -301,6 +291,17 @@ class WhitenedLayer(nn.Module):
         if not in_backward():
             self._update(mean.detach(), root.detach(), live)
         return x, mean, root
+
+    def _moments(self, x: Tensor, grid: Sampling, freedom: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``x`` for the convolution, mean, and covariance, shrunk where the rows are few."""
+        settings, source = self.settings, x.detach() if self.settings.detach else x
+        read, mean, covariance = sampled_moments(
+            source, grid, self.blocks, settings.eps, self.running_mean.dtype
+        )
+        wanted = settings.min_rows * self.blocks.size
+        if freedom < wanted:
+            covariance = shrink(covariance, 1 - freedom / wanted)
+        return x if settings.detach else read, mean, covariance
 
     def _root(self, covariance: Tensor) -> Tensor:
         settings = self.settings

@@ -160,7 +160,8 @@ class FlatGrid:
         if self._is_small(grad_x.shape):
             whole = grad_x.transpose(0, 1).flatten(1)
             whole[:, :: self.step] += grad
-            return whole.unflatten(1, (len(grad_x), -1)).transpose(0, 1).view(grad_x.shape)
+            per_image = whole.view(len(whole), len(grad_x), -1)
+            return per_image.transpose(0, 1).reshape(grad_x.shape)
         maps = grad_x.flatten(2)
         into, start = maps.transpose(0, 1), 0
         for images, pixels in self._phases(grad_x.shape):
