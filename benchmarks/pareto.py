@@ -34,30 +34,36 @@ from torch import Tensor, nn
 
 from segdeconv import convert
 
+BASE = {"block": 16, "max_rows": 0, "grouping": "interleaved", "share": "both"}
+CHANNELS = BASE | {"grouping": "channel"}
 CANDIDATES: dict[str, dict[str, Any] | None] = {
     "batchnorm": None,
     "released": {"preset": "released"},
     "default": {},
-    "block 8": {"block": 8},
-    "block 16": {"block": 16},
-    "block 32": {"block": 32},
-    "block 64": {"block": 64},
-    "rows 64": {"max_rows": 64},
-    "rows 32": {"max_rows": 32},
-    "rows 16": {"max_rows": 16},
-    "rows 8": {"max_rows": 8},
-    "channel blocks, one root": {"grouping": "channel"},
-    "channel blocks, a root each": {"grouping": "channel", "share": "none"},
-    "channel blocks, own means": {"grouping": "channel", "share": "root"},
-    "kronecker": {"grouping": "channel", "structure": "kronecker"},
-    "kronecker, block 64": {"grouping": "channel", "structure": "kronecker", "block": 64},
-    "constant statistics": {"detach": True},
-    "every 4 steps": {"update_every": 4},
-    "every 10 steps": {"update_every": 10},
-    "3 steps of Newton-Schulz": {"n_iter": 3},
-    "7 steps of Newton-Schulz": {"n_iter": 7},
+    "block 8": BASE | {"block": 8},
+    "block 16": BASE,
+    "block 32": BASE | {"block": 32},
+    "block 64": BASE | {"block": 64},
+    "rows 64": BASE | {"max_rows": 64},
+    "rows 32": BASE | {"max_rows": 32},
+    "rows 16": BASE | {"max_rows": 16},
+    "rows 8": BASE | {"max_rows": 8},
+    "channel blocks, one root": CHANNELS,
+    "channel blocks, a root each": CHANNELS | {"share": "none"},
+    "channel blocks, own means": CHANNELS | {"share": "root"},
+    "kronecker": CHANNELS | {"structure": "kronecker"},
+    "kronecker, block 64": CHANNELS | {"structure": "kronecker", "block": 64},
+    "constant statistics": BASE | {"detach": True},
+    "every 4 steps": BASE | {"update_every": 4},
+    "every 10 steps": BASE | {"update_every": 10},
+    "3 steps of Newton-Schulz": BASE | {"n_iter": 3},
+    "7 steps of Newton-Schulz": BASE | {"n_iter": 7},
+    "fitted polynomial": BASE | {"backend": "fitted"},
+    "coarse polynomial": BASE | {"backend": "fitted_qq"},
+    "block 8, rows 32": BASE | {"block": 8, "max_rows": 32},
+    "rows 32, constant statistics": BASE | {"max_rows": 32, "detach": True},
 }
-"""Options of the whitening layers by name, over the default preset; None keeps batch norm."""
+"""Options of the whitening layers by name, all spelled out; None keeps batch norm."""
 
 
 def network(name: str, width: int) -> nn.Module:
@@ -95,6 +101,14 @@ def cifar(root: Path, images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = torch.from_numpy(whole.data).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     y = torch.tensor(whole.targets)
     return x[: min(images, 40000)], y[: min(images, 40000)], x[40000:], y[40000:]
+
+
+def noise() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Data of the same shapes without anything to learn, to time a step or to try the script."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(756, 3, 32, 32, generator=generator)
+    y = torch.randint(10, (756,), generator=generator)
+    return x[:256], y[:256], x[256:], y[256:]
 
 
 def batches(
@@ -177,13 +191,15 @@ def step_times(
 
 def trained(names: Sequence[str], options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Runs of each candidate over the seeds; what is missing is trained and kept."""
-    data = cifar(options.data, options.images)
+    data = noise() if options.tiny else cifar(options.data, options.images)
     folder = options.runs / f"w{options.width}-n{options.images}-e{options.epochs}-lr{options.lr:g}"
     folder.mkdir(parents=True, exist_ok=True)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in options.seeds:
         for name in names:
             path = folder / f"{name.replace(' ', '_').replace(',', '')}-seed{seed}.json"
+            if not path.exists() and options.no_training:
+                continue
             if not path.exists():
                 run = train(name, seed, data, options)
                 run["commit"], run["options"] = environment()["commit"], CANDIDATES[name]
@@ -250,6 +266,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0, help="to spend on timing steps")
+    parser.add_argument("--tiny", action="store_true", help="noise as data, to see that it runs")
+    parser.add_argument("--no-training", action="store_true", help="tabulate the runs there are")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="has cifar-10-batches-py")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "pareto")
     parser.add_argument("--out", type=Path, help="result files without ending")
@@ -267,7 +285,8 @@ def main() -> None:
             f"no candidate matches {' '.join(options.only)}; known: {list(CANDIDATES)}"
         )
     runs = trained(names, options)
-    times = step_times(names, cifar(options.data, options.batch), options)
+    names = [name for name in names if runs[name]]
+    times = step_times(names, noise(), options)
     rows = [{"name": n, "options": CANDIDATES[n], "step": times[n], "runs": runs[n]} for n in names]
     recipe = {key: str(value) for key, value in vars(options).items() if key not in ("out", "runs")}
     text = f"# Cost and accuracy of the whitening options\n\n{__doc__}\n{table(rows)}"

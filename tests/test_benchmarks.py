@@ -213,3 +213,17 @@ def test_a_mistake_at_the_training_benchmark_is_one_sentence(
         train_step.chosen_variants(options)
         train_step.chosen_networks(options)
     assert sentence in f"{stop.value.code} {capsys.readouterr().err}"
+
+
+def test_the_study_of_options_tabulates_and_keeps_its_runs(tmp_path):
+    arguments = ["--tiny", "--epochs", "1", "--width", "4", "--seconds", "0", "--runs", tmp_path]
+    names = ["--only", "batchnorm", "rows 8", "constant*"]
+    done = run("benchmarks/pareto.py", *arguments, *names, "--out", tmp_path / "study")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "study.json").read_text())
+    assert [row["name"] for row in record["rows"]] == ["batchnorm", "rows 8", "constant statistics"]
+    assert record["rows"][0]["step"]["median"] == 1
+    kept = run("benchmarks/pareto.py", *arguments, "--only", "*", "--no-training")
+    assert kept.returncode == 0, kept.stderr
+    assert "rows 8" in kept.stdout
+    assert "block 8" not in kept.stdout
