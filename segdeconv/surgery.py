@@ -219,6 +219,7 @@ def convert(
     Raises:
         ValueError: Unknown operator or option; a glob that matches no layer; nothing to replace.
     """
+    _check_module(module, "convert")
     chosen = OPERATORS[operator]
     rules = _Rules(operator, chosen.options, options, options_by_name or {}, skip)
     plan = _Plan(module, chosen, rules)
@@ -229,6 +230,11 @@ def convert(
     biases, copied = plan.apply(module)
     left = tuple(name for name in never if _is_layer(module.get_submodule(name)))
     return SurgeryReport(operator, type(module).__name__, tuple(plan.rows), biases, copied, left)
+
+
+def _check_module(module: nn.Module, function: str) -> None:
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{function} takes a torch module, got {module!r}")
 
 
 class _Rules:
@@ -383,7 +389,10 @@ class _Plan:
             return "skipped", f"left alone by {left_by!r}"
         norm = cast(_BatchNorm, layer)
         if operator.from_batchnorm:
-            new = operator.from_batchnorm(norm, **options)
+            try:
+                new = operator.from_batchnorm(norm, **options)
+            except TypeError as error:
+                raise ValueError(f"options {options} do not fit the operator: {error}") from error
             if new is norm:
                 return "kept", "is one already"
             self.changes[norm] = lambda: new
@@ -497,6 +506,7 @@ def fold(module: Module) -> Module:
     `Conv2dStaticSamePadding` becomes an `nn.Conv2d`, with an `nn.ZeroPad2d` in front where top and
     bottom, or left and right, differ.
     """
+    _check_module(module, "fold")
     return _folded(module).eval()
 
 

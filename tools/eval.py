@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from segdeconv.training.cli import ConfigParser, UsageError, run_tool
-from segdeconv.training.evaluation import evaluate_run
+from segdeconv.training.evaluation import evaluate_run, result_name
 from segdeconv.training.run_folder import find_run, write_whole
 
 HELP = """\
@@ -17,10 +17,11 @@ The run's config.yaml says what network it is; the weights file holds numbers on
   RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
   --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
   --split val                 split of the data set
-  --limit 0                   evaluate only the first images; 0: all
+  --limit 10                  evaluate only the first images
   --device auto               cpu, cuda, cuda:1, …; auto takes a GPU if there is one
-  --save-predictions FOLDER   write a PNG of label ids for each image
-  --json FILE                 where the scores go; default: RUN_DIR/eval_SPLIT_CHECKPOINT.json
+  --save-predictions FOLDER   write a PNG of label ids for each image; into a new or empty folder
+  --json FILE                 where the scores go; default: RUN_DIR/eval_SPLIT_CHECKPOINT.json,
+                              with _first10 behind it for --limit 10
   --data.root FOLDER          and any other key of the run's config
 
   --help-all                  every key with its meaning and default
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> None:
     parser = ConfigParser(HELP)
     parser.add_argument("--checkpoint", type=str, default="best", help="best, last, or a file")
     parser.add_argument("--split", type=str | None, help="split; null: the validation split")
-    parser.add_argument("--limit", type=int, default=0, help="number of images; 0: all")
+    parser.add_argument("--limit", type=int | None, help="number of images; null: all")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--save-predictions", type=str | None, help="folder for label id PNGs")
     parser.add_argument("--json", type=str | None, help="file for the scores")
@@ -43,10 +44,10 @@ def main(arguments: list[str]) -> None:
     run, *options = arguments
     early = parser.read(options)
     folder = find_run(Path(early.output_dir), run)
-    config = parser.read(["--config", str(folder / "config.yaml"), *options])
+    source = ["--config", str(folder / "config.yaml")]
+    config = parser.read([*source, *options])
     scores, record = evaluate_run(parser, config, folder)
-    name = Path(config.checkpoint).stem
-    path = Path(config.json or folder / f"eval_{record['split']}_{name}.json")
+    path = Path(config.json or folder / result_name(record, config, parser.read(source)))
     write_whole(path, json.dumps(record, indent=1) + "\n")
     print(scores)
     print(f"\n{record['images']} images of {record['split']}, whole, labels at their own size")

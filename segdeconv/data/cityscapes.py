@@ -93,8 +93,8 @@ def _find_root(root: str | Path | None) -> Path:
     given = root or os.environ.get("CITYSCAPES_DATASET")
     if not given:
         raise ValueError(
-            "no folder for Cityscapes: pass root, or set the environment variable "
-            "CITYSCAPES_DATASET, to the folder that holds leftImg8bit and gtFine"
+            "no folder for Cityscapes: give --data.root (root in Python), or set the environment "
+            "variable CITYSCAPES_DATASET, to the folder that holds leftImg8bit and gtFine"
         )
     path = Path(given).expanduser()
     source = "" if root else " (from CITYSCAPES_DATASET)"

@@ -49,6 +49,12 @@ class FolderDataset(PairedImages):
         if not root.is_dir():
             raise ValueError(f"the data folder {root} does not exist")
         self.classes_path = Path(classes).expanduser() if classes else root / "classes.yaml"
+        if not self.classes_path.is_file():
+            content = ", ".join(sorted(entry.name for entry in root.iterdir())[:5]) or "nothing"
+            raise ValueError(
+                f"no classes file {self.classes_path}; {root} holds {content}, and is to hold "
+                f"classes.yaml, {split}/images and {split}/masks, as docs/data.md shows"
+            )
         label_set = load_label_set(self.classes_path)
         pairs = match_by_stem(
             root / images.format(split=split),

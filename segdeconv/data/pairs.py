@@ -5,6 +5,7 @@ arrays as they lie on disk, (H, W, 3) uint8 in red green blue and (H, W) uint8 i
 one they are what it makes of them, usually float32 (3, H, W) and int64 (H, W) tensors.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,6 +137,8 @@ def _by_stem(folder: Path, what: str) -> dict[str, Path]:
     """The pictures below a folder, by their path in it without the ending."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected {what} there")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ValueError(f"{folder} may not be read by this user; change its permissions")
     paths: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         # Archives made on macOS carry a "._name.png" beside each file, which is no picture.

@@ -28,6 +28,8 @@ def _load(path: Path) -> Image.Image:
         image.load()
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; it may have been moved or deleted") from error
+    except PermissionError as error:
+        raise ValueError(f"{path} may not be read by this user; change its permissions") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         # One line, so that the sentence survives the traceback of a data loader's worker.
         reason = " ".join(str(error).split()).replace(f" '{path}'", "").replace(str(path), "file")

@@ -366,7 +366,14 @@ def released_transform(
         flip: Probability of a horizontal flip.
         mean: Mean of each channel, of values from 0 to 1.
         std: Standard deviation of each channel, of values from 0 to 1.
+
+    Raises:
+        ValueError: The range of the shorter side is none.
     """
+    if not 1 <= shorter_side[0] <= shorter_side[1]:
+        raise ValueError(
+            f"shorter_side={list(shorter_side)}: expected two lengths in pixels, smaller one first"
+        )
     sides = list(range(shorter_side[0], shorter_side[1] + 1))
     return compose(
         [

@@ -219,10 +219,12 @@ def build_network(
         ValueError: Unknown architecture, encoder or option; a pair that does not go together.
     """
     row = ARCHITECTURES[arch]
-    if num_classes < 1 or in_channels < 1:
+    if any(not isinstance(count, int) or count < 1 for count in (num_classes, in_channels)):
         raise ValueError(
-            f"num_classes={num_classes}, in_channels={in_channels}: expected 1 or more of each"
+            f"num_classes={num_classes!r}, in_channels={in_channels!r}: expected 1 or more of each"
         )
+    if not isinstance(encoder, str):
+        raise ValueError(f"encoder={encoder!r}: expected a name, such as 'resnet50'")
     _check_encoder(arch, row, encoder)
     _check_options(arch, row, encoder, options)
     try:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,12 @@ def _load_and_operate(model: SegmentationModel, path: str | Path) -> None:
     state = read_weights(path)
     plain = best_fit(model, state)
     if plain.complete:
-        model.weights_report = plain.load(model, state, str(path))
-    _operate(model)
-    if plain.complete:
+        report = plain.load(model, state, str(path))
+        _operate(model)
+        changed = {row.action for row in model.surgery_report.rows} - {"kept", "skipped"}
+        model.weights_report = replace(report, before_surgery=bool(changed))
         return
+    _operate(model)
     converted = best_fit(model, state)
     if not converted.complete:
         nearer = min(converted, plain, key=lambda fit: fit.problems)

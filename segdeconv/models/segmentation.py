@@ -62,7 +62,16 @@ class SegmentationModel(nn.Module):
         self._encoder_frozen = False
 
     def forward(self, images: Tensor) -> Tensor | SegmentationOutput:
-        """(N, in_channels, H, W) -> (N, num_classes, H, W)."""
+        """(N, in_channels, H, W) -> (N, num_classes, H, W).
+
+        Raises:
+            ValueError: If images are not a batch.
+        """
+        if images.dim() != 4:
+            raise ValueError(
+                f"images of shape {tuple(images.shape)}: expected (N, C, H, W); "
+                "give a single image as images[None]"
+            )
         height, width = images.shape[-2:]
         below, right = (self._missing(size) for size in (height, width))
         if below or right:

@@ -7,7 +7,6 @@ with most in common is taken, if it is complete.  Parts that the model does not 
 classifier's `fc`, are dropped and named; one key too few or too many is an error.
 """
 
-import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import segmentation_models_pytorch as smp
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -43,6 +41,7 @@ class WeightsReport:
         loaded: Number of tensors.
         dropped: Part of the file that the model does not have -> its number of tensors.
         fresh: Parts of the model that the file does not hold.
+        before_surgery: Whether they are a plain network's, loaded before the operator changed it.
     """
 
     path: str
@@ -50,6 +49,7 @@ class WeightsReport:
     loaded: int
     dropped: dict[str, int]
     fresh: tuple[str, ...]
+    before_surgery: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -62,6 +62,8 @@ class WeightsReport:
             text += f"; not used: {parts}"
         if self.fresh:
             text += f"; not in the file: {', '.join(self.fresh)}"
+        if self.before_surgery:
+            text += "; of a plain network, which the operator then changed: see the surgery report"
         return text
 
 
@@ -89,16 +91,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: No such file, or not one of these.
     """
+    if not isinstance(path, str | Path):
+        raise ValueError(f"weights={path!r}: expected the path of a local file")
     file = Path(path)
     if "://" in str(path):
         raise ValueError(f"weights={path}: expected a local file; nothing is downloaded")
     if not file.is_file():
         raise ValueError(f"no weights file {path}")
     try:
+        file.open("rb").close()  # safetensors says "no such file" of one it may not read
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch's reader raises what it stumbles over, an IndexError too
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}); expected a .safetensors file or a "
             f"state dict saved by torch, which may hold nothing but tensors"

@@ -6,6 +6,7 @@ relative to itself); they are read before it, several ``--config`` in their orde
 the command line comes last.
 """
 
+import os
 import re
 import sys
 import traceback
@@ -25,29 +26,36 @@ from lightning.pytorch import Trainer
 from segdeconv.training.callbacks import RunStopped
 from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.optimization import OptimizerOptions, ScheduleOptions
+from segdeconv.training.ranges import check_ranges
 from segdeconv.training.task import LossOptions, NetworkOptions
 
-TRAINER_KEYS = {
-    "accelerator",
-    "strategy",
-    "devices",
-    "num_nodes",
-    "precision",
-    "max_epochs",
-    "max_steps",
-    "max_time",
-    "limit_train_batches",
-    "limit_val_batches",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "num_sanity_val_steps",
-    "log_every_n_steps",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "deterministic",
-    "benchmark",
-    "detect_anomaly",
+TRAINER_KEYS = {  # of Lightning's Trainer, with the range of those that are numbers
+    "accelerator": None,
+    "strategy": None,
+    "devices": None,
+    "num_nodes": "1 or more",
+    "precision": None,
+    "max_epochs": "1 or more, or -1 for no limit",
+    "max_steps": "1 or more, or -1 for no limit",
+    "max_time": None,
+    "limit_train_batches": "above 0",
+    "limit_val_batches": "0 or more",
+    "val_check_interval": "above 0",
+    "check_val_every_n_epoch": "1 or more",
+    "num_sanity_val_steps": "-1 or more",
+    "log_every_n_steps": "1 or more",
+    "accumulate_grad_batches": "1 or more",
+    "gradient_clip_val": "0 or more",
+    "gradient_clip_algorithm": None,
+    "deterministic": None,
+    "benchmark": None,
+    "detect_anomaly": None,
+}
+OUTER_KEYS = {
+    "seed": "0 to 4294967295",
+    "threads": "1 or more",
+    "save_every_n_steps": "0 or more",
+    "ema_decay": "0 to 1",
 }
 
 
@@ -96,7 +104,7 @@ class ConfigParser:
         self.parser.add_class_arguments(LossOptions, "loss")
         self.parser.add_class_arguments(OptimizerOptions, "optimizer")
         self.parser.add_class_arguments(ScheduleOptions, "schedule")
-        skip = set(signature(Trainer).parameters) - TRAINER_KEYS
+        skip = set(signature(Trainer).parameters) - TRAINER_KEYS.keys()
         self.parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
 
     def read(self, arguments: Sequence[str]) -> Namespace:
@@ -117,6 +125,10 @@ class ConfigParser:
             config = self.parser.parse_args(arguments)
         except ArgumentError as error:
             raise UsageError(_one_sentence(error.message)) from error
+        for group, keys in (("", OUTER_KEYS), ("trainer", TRAINER_KEYS)):
+            ranges = {name: words for name, words in keys.items() if words}
+            values = config[group] if group else config
+            check_ranges(group, values.as_dict(), **ranges)
         del config["base"]
         return config
 
@@ -127,10 +139,16 @@ class ConfigParser:
     def _check_keys(self, arguments: Sequence[str]) -> None:
         """Refuse a key that does not exist, naming the nearest one that does."""
         known = [key for key in self.parser.get_defaults().keys() if key != "config"]
-        for key, source in _given_keys(arguments):
+        for key, value, source in _given_keys(arguments):
+            is_group = any(name.startswith(key + ".") for name in known)
+            if is_group and not isinstance(value, Mapping):
+                what = "nothing" if value is None else repr(value)
+                raise UsageError(
+                    f"{source}: {key} is a group of keys and holds {what}; give keys below it, "
+                    "or take it out"
+                )
             parts = key.replace("-", "_").split(".")
             starts = [".".join(parts[: end + 1]) for end in range(len(parts))]
-            is_group = any(name.startswith(key + ".") for name in known)
             if is_group or any(start in known for start in starts) or key in OTHER_KEYS:
                 continue
             near = get_close_matches(key, known, n=1, cutoff=0.5) or _same_leaf(key, known)
@@ -167,15 +185,31 @@ def _chain(path: Path, users: tuple[Path, ...]) -> Iterator[Path]:
     """The config's bases, then the config."""
     if path in users:
         raise UsageError(f"{path} is its own base; take it out of `base`")
-    bases = _load(path).get("base") or []
-    for base in [bases] if isinstance(bases, str) else bases:
+    given = _load(path).get("base") or []
+    bases = given if isinstance(given, list) else [given]
+    for base in bases:
+        if not isinstance(base, str):
+            raise UsageError(f"{path}: base names {base!r}; expected a file, or a list of files")
         yield from _chain(path.parent / base, (*users, path))
     yield path
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML whose mappings have each key once; PyYAML takes the last one in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                problem = f"the key {key.value} stands twice in one group"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _EachKeyOnce)  # a SafeLoader
     except FileNotFoundError:
         near = get_close_matches(str(path), map(str, Path("configs").rglob("*.yaml")), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -192,31 +226,33 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _given_keys(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each dotted key that is given, with where it stands."""
+def _given_keys(arguments: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
+    """Each dotted key that is given, what a file gives it, and where it stands."""
     previous = ""
     for argument in arguments:
         if previous == "--config":
-            for key in _leaves(_load(Path(argument))):
-                yield key, argument
+            for key, value in _leaves(_load(Path(argument))):
+                yield key, value, argument
         elif argument.startswith("--") and argument != "--":
-            yield argument[2:].split("=")[0].rstrip("+"), "command line"
+            yield argument[2:].split("=")[0].rstrip("+"), {}, "command line"
         previous = argument
 
 
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, name + ".")
         else:
-            yield name
+            yield name, value
 
 
 def _one_sentence(message: str) -> str:
     """The parser's report of a wrong value, without its inner structure."""
     lines = [line.strip().lstrip("- ") for line in message.splitlines() if line.strip()]
     key = re.match(r'Parser key "(.+?)"', lines[0])
+    if key and "Unable to load config" in message:
+        return f"{key.group(1)} is a group of keys; give one of them, such as --{key.group(1)}.KEY"
     for line, reason in pairwise(lines):
         if key and line.startswith("Problem with given class_path"):
             name = line.split("'")[1]
@@ -239,11 +275,13 @@ def _one_sentence(message: str) -> str:
 def run_tool(tool: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> int:
     """Run ``tool`` and give the program's exit code: one sentence for a user's mistake.
 
-    A mistake is a ``ValueError``, an ``OSError`` or what Lightning calls a misconfiguration;
-    anything else is ours and keeps its traceback. ``--debug`` shows all tracebacks.
+    A mistake is a ``ValueError``, an ``OSError``, what Lightning calls a misconfiguration, or
+    whatever a library raises when the user's values reach it. What this package raises otherwise is
+    our own mistake and keeps its traceback. ``--debug``, or SEGDECONV_DEBUG=1 in the environment,
+    shows all tracebacks.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
+    debug = "--debug" in given or bool(os.environ.get("SEGDECONV_DEBUG"))
     try:
         tool([argument for argument in given if argument != "--debug"])
     except RunStopped as stopped:
@@ -252,12 +290,30 @@ def run_tool(tool: Callable[[list[str]], None], arguments: Sequence[str] | None 
     except KeyboardInterrupt:
         print("stopped at once", file=sys.stderr)
         return 130
-    except (ValueError, OSError, MisconfigurationException, torch.OutOfMemoryError) as error:
+    except Exception as error:
+        expected = isinstance(error, MISTAKES)
+        if not expected and not _out_of_a_library(error):
+            error.add_note("This is a mistake in segdeconv; please report it with these lines.")
+            raise
         if debug:
             traceback.print_exc()
-        print(f"error: {sentence(error)}", file=sys.stderr)
+        hint = "" if expected or debug else " (--debug shows where)"
+        print(f"error: {sentence(error)}{hint}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+MISTAKES = (ValueError, OSError, MisconfigurationException, torch.OutOfMemoryError)
+
+
+def _out_of_a_library(error: Exception) -> bool:
+    """Whether the function that raised ``error`` is an installed package's, and not ours."""
+    if isinstance(error, AssertionError):
+        return False
+    path = traceback.extract_tb(error.__traceback__)[-1].filename
+    if "worker process" in str(error):  # raised again; the text holds the worker's traceback
+        path = re.findall(r'File "(.+?)", line', str(error))[-1]
+    return "site-packages" in path and not Path(path).is_relative_to(Path(__file__).parents[1])
 
 
 def sentence(error: BaseException) -> str:
@@ -265,6 +321,11 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "out of GPU memory; lower data.batch_size or data.crop_size"
     text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
     if text.startswith("Caught ") and "worker process" in text:
         text = text.splitlines()[-1].split(": ", 1)[-1]
-    return text or type(error).__name__
+    text = " ".join(text.split())
+    if not isinstance(error, MISTAKES):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) < 400 else f"{text[:400]} …"

@@ -22,7 +22,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from segdeconv.data import DATASETS
 from segdeconv.data.labels import LabelSet
@@ -36,6 +36,7 @@ from segdeconv.data.transforms import (
     released_transform,
     train_transform,
 )
+from segdeconv.training.ranges import check_ranges
 
 
 def mix_seeds(*seeds: int) -> int:
@@ -150,6 +151,25 @@ class Resized:
         return sample if self.masks else {**sample, "mask": torch.from_numpy(mask).long()}
 
 
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """One batch of samples.
+
+    Raises:
+        ValueError: If their images or their masks differ in size.
+    """
+    first = samples[0]
+    for sample in samples[1:]:
+        for part in ("image", "mask"):
+            one, other = (tuple(each[part].shape[-2:]) for each in (first, sample))
+            if one != other:
+                raise ValueError(
+                    f"the {part}s of a batch must have one size, but {first['name']} has "
+                    f"{list(one)} and {sample['name']} {list(other)}; in training give "
+                    "data.crop_size or data.batch_size 1, in validation data.val_batch_size 1"
+                )
+    return default_collate(samples)  # type: ignore[no-any-return]
+
+
 def init_worker(worker_id: int) -> None:
     """Set up a loader's process: one thread, and Ctrl-C is the main process's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -171,7 +191,8 @@ class SegmentationData(LightningDataModule):
         resize: Height and width that images are resized to first; null: as they are. Labels of
             the validation keep their size, and the logits are resized to them.
         val_resize: The same for validation alone; null: as `resize`.
-        crop_size: Height and width of the training crop; null: the whole image.
+        crop_size: Height and width of the training crop; null: the whole image,
+            in batches of 1 where images differ in size or `scale` makes them differ.
         scale: Range of the random scale before the crop.
         shorter_side: Range of the random length of the shorter side, in place of `scale`,
             `max_class_ratio` and `photometric`: the transform of the released code.
@@ -209,12 +230,27 @@ class SegmentationData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_ranges(
+            "data",
+            locals(),
+            batch_size="1 or more",
+            val_batch_size="1 or more",
+            num_workers="0 or more",
+            resize="1 or more",
+            val_resize="1 or more",
+            crop_size="1 or more",
+            scale="above 0",
+            shorter_side="1 or more",
+            flip="0 to 1",
+            max_class_ratio="above 0, at most 1",
+            std="above 0",
+        )
         self.dataset, self.root, self.options = dataset, root, options or {}
         self.splits = {"train": train_split, "val": val_split}
         self.batch_size, self.val_batch_size, self.seed = batch_size, val_batch_size, seed
         self.num_workers = _workers() if num_workers is None else num_workers
         self._resize, self._val_resize = resize, val_resize or resize
-        self._batches_done = 0
+        self._batches_done, self._steps_before = 0, 0
         self._normalise = {"mean": mean, "std": std}
         self._augment: dict[str, Any] = {"crop_size": crop_size, "flip": flip, **self._normalise}
         self._scale: dict[str, Any] = {
@@ -267,6 +303,12 @@ class SegmentationData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled, augmented batches of one size."""
         sampler = TrainSampler(len(self.train_set), self.batch_size, self.seed, *_process())
+        if self._steps_before not in (0, sampler.steps):
+            raise ValueError(
+                f"an epoch of this run has {self._steps_before} steps, and would now have "
+                f"{sampler.steps}; go on with the same number of images and processes"
+            )
+        self._steps = sampler.steps
         epoch, step = divmod(self._batches_done, sampler.steps)
         sampler.start_at(epoch, step)
         return self._loader(self.train_set, sampler, self.batch_size, keep=True)
@@ -280,11 +322,13 @@ class SegmentationData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Batches that training has taken so far, for a resume in mid-epoch."""
         assert self.trainer is not None
-        return {"batches_done": self.trainer.fit_loop.epoch_loop.batch_progress.total.ready}
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        return {"batches_done": done, "steps_per_epoch": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Start the loader behind those batches."""
         self._batches_done = state_dict["batches_done"]
+        self._steps_before = state_dict["steps_per_epoch"]
 
     def _loader(
         self, samples: Any, sampler: Sampler[Any], batch_size: int, keep: bool
@@ -295,6 +339,7 @@ class SegmentationData(LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             worker_init_fn=init_worker,
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=keep and self.num_workers > 0,
             # its own generator: a loader draws a seed from the global one whenever it starts

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from segdeconv.inference import evaluate
 from segdeconv.training.cli import ConfigParser
 from segdeconv.training.data_module import SegmentationData
+from segdeconv.training.ranges import check_ranges
 from segdeconv.training.run_folder import check_fit, environment, read_weights
 from segdeconv.training.task import build_network
 
@@ -30,6 +31,9 @@ def evaluate_run(
     Raises:
         ValueError: If weights or data do not fit the configuration.
     """
+    check_ranges("", {"limit": config.limit}, limit="1 or more")
+    if config.save_predictions:
+        check_empty(Path(config.save_predictions))
     config.data.val_split = config.split or config.data.val_split
     config.model.weights = None  # what training started from is in the run's weights
     built = parser.instantiate(config)
@@ -41,7 +45,7 @@ def evaluate_run(
     check_fit(network, weights, path)
     network.load_state_dict(weights)
     network.to(device).eval()
-    loader = data.val_dataloader(config.limit)
+    loader = data.val_dataloader(config.limit or 0)
     scores = evaluate(
         network,
         tqdm(loader, desc=config.data.val_split, unit="batch", disable=None),
@@ -73,6 +77,36 @@ def checkpoint_path(folder: Path, checkpoint: str) -> Path:
     return folder / "checkpoints" / "last.ckpt" if checkpoint == "last" else Path(checkpoint)
 
 
+def result_name(record: dict[str, Any], config: Namespace, own: Namespace) -> str:
+    """Name of the file of an evaluation; what is not the run's own validation has its own.
+
+    Args:
+        record: What `evaluate_run` gave.
+        config: The configuration of the evaluation.
+        own: The run's configuration.
+    """
+    name = f"eval_{record['split']}_{Path(config.checkpoint).stem}"
+    if config.limit:
+        name += f"_first{record['images']}"
+    size = record["resize"]
+    if size != (own.data.val_resize or own.data.resize):
+        name += "_{}x{}".format(*size) if size else "_full_size"
+    return f"{name}.json"
+
+
+def check_empty(folder: Path) -> None:
+    """Predictions go into a folder of their own, where they replace nothing.
+
+    Raises:
+        ValueError: If something is in it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"--save-predictions {folder}: the folder is not empty, and nothing is overwritten; "
+            "give a new one"
+        )
+
+
 def pick_device(name: str) -> torch.device:
     """The device called ``name``; "auto" takes a GPU if there is one.
 
@@ -83,7 +117,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # a device without numbers, "meta", has none
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"no device {name!r} here ({reason}); try --device cpu") from error

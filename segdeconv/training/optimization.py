@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from segdeconv.training.ranges import check_ranges
+
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.GroupNorm,
@@ -47,6 +49,18 @@ class OptimizerOptions:
     encoder_lr_factor: float = 1.0
     aux_lr_factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            "optimizer",
+            vars(self),
+            lr="0 or more",
+            momentum="0 to 1",
+            betas="0 to 1",
+            weight_decay="0 or more",
+            encoder_lr_factor="0 or more",
+            aux_lr_factor="0 or more",
+        )
+
 
 @dataclass
 class ScheduleOptions:
@@ -65,6 +79,16 @@ class ScheduleOptions:
     min_lr: float = 0.0
     warmup_steps: int = 0
     warmup_factor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            "schedule",
+            vars(self),
+            power="0 or more",
+            min_lr="0 or more",
+            warmup_steps="0 or more",
+            warmup_factor="0 to 1",
+        )
 
 
 def parameter_groups(

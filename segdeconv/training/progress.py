@@ -97,7 +97,7 @@ class Progress(Callback):
         if task.scores is None or not trainer.is_global_zero:
             return
         self.best = max(self.best, task.scores.miou)
-        self.bar.write(
+        tqdm.write(  # not the bar's: a finished run that is only validated has none
             f"epoch {epochs_trained(trainer)}  step {trainer.global_step}  "
             f"mIoU {100 * task.scores.miou:.2f} (best {100 * self.best:.2f})  "
             f"pixel accuracy {100 * task.scores.pixel_accuracy:.2f}  "

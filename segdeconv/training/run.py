@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from segdeconv.training.cli import ConfigParser
 from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.progress import Progress
 from segdeconv.training.recording import SaveRun
+from segdeconv.training.resume import check_changes, finished
 from segdeconv.training.run_folder import (
     WholeCheckpointIO,
     check_fit,
     create_run_folder,
-    read_weights,
+    read_checkpoint,
+    weights_in,
     write_environment,
     write_whole,
 )
@@ -57,7 +61,8 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
         earlier: Folder of a run to go on with, from its last checkpoint; None: a new run.
 
     Returns:
-        The run's folder.
+        The run's folder. A run that fails before its first step leaves none, and a resumed one
+        is as it was.
 
     Raises:
         ValueError: If the configuration asks for what cannot be.
@@ -66,24 +71,32 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
     hush()
     if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
         raise ValueError("nothing says how long to train; give trainer.max_epochs or max_steps")
+    last = earlier / "checkpoints" / "last.ckpt" if earlier else None
+    checkpoint: dict[str, Any] = {}
+    if earlier and last:
+        checkpoint = read_checkpoint(last)
+        check_changes(parser.read(["--config", str(earlier / "config.yaml")]), config, earlier)
+        if where := finished(checkpoint, config.trainer):
+            print(
+                f"nothing to do: {earlier} finished at {where}; to train on, give a larger "
+                "trainer.max_epochs or max_steps"
+            )
+            return earlier
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     built = parser.instantiate(config)
     task = build_task(built)
-    last = earlier / "checkpoints" / "last.ckpt" if earlier else None
-    if last:  # before anything is written into the run's folder
-        check_fit(task.network, read_weights(last), last)
+    if last:
+        check_fit(task.network, weights_in(checkpoint), last)
     folder = earlier or new_folder(config)
     record = SaveRun(folder, StopRequest(), config.save_every_n_steps)
     try:
-        trainer = make_trainer(config, folder, record)
+        trainer = make_trainer(config, (DescribeRun(folder, parser, config), record))
+        fit(trainer, task, built.data, record, last)
     except BaseException:
-        if not earlier:
-            folder.rmdir()  # a setting that Lightning refuses is no run
+        if not earlier and not record.began and is_first_process():
+            shutil.rmtree(folder)  # a start that failed is no run
         raise
-    if is_first_process():
-        describe(folder, parser, config, task.network, trainer.world_size)
-    fit(trainer, task, built.data, record, last)
     return folder
 
 
@@ -151,15 +164,15 @@ def new_folder(config: Namespace) -> Path:
     return create_run_folder(output_dir, name) if is_first_process() else output_dir / name
 
 
-def make_trainer(config: Namespace, folder: Path, record: SaveRun) -> Trainer:
-    """Lightning's trainer with our callbacks."""
+def make_trainer(config: Namespace, writers: tuple["DescribeRun", SaveRun]) -> Trainer:
+    """Lightning's trainer with our callbacks; those that write come last."""
     callbacks: list[Callback] = [SeedEachStep(config.seed), FiniteLoss(), Progress()]
     if config.ema_decay is not None:
         callbacks.append(AveragedWeights(config.ema_decay))
-    callbacks.append(record)
+    folder = writers[0].folder
     return Trainer(
         **config.trainer.as_dict(),
-        callbacks=callbacks,
+        callbacks=[*callbacks, *writers],
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         plugins=[WholeCheckpointIO()],
         default_root_dir=folder,
@@ -169,22 +182,48 @@ def make_trainer(config: Namespace, folder: Path, record: SaveRun) -> Trainer:
     )
 
 
-def describe(
-    folder: Path, parser: ConfigParser, config: Namespace, network: Any, processes: int
-) -> None:
-    """Write what is known before the first step, and say it in a few lines."""
-    write_whole(folder / "config.yaml", parser.write(config))
-    write_environment(folder, config.seed)
-    report = network.surgery_report
-    write_whole(folder / "surgery.txt", f"{report}\n")
-    write_whole(folder / "surgery.json", json.dumps(report.to_dict(), indent=1) + "\n")
-    millions = sum(p.numel() for p in network.parameters()) / 1e6
-    print(f"{default_name(config)}: {millions:.1f} M parameters; everything goes to {folder}")
-    if processes > 1 and any(isinstance(module, WhitenedLayer) for module in network.modules()):
-        print(
-            "note: each process whitens with the statistics of its own images, and those of the "
-            "first process are kept"
-        )
+class DescribeRun(Callback):
+    """Write what a run is when its training begins, and say it in a few lines.
+
+    Args:
+        folder: The run's folder.
+        parser: What read the configuration.
+        config: The whole configuration.
+    """
+
+    def __init__(self, folder: Path, parser: ConfigParser, config: Namespace) -> None:
+        self.folder, self.parser, self.config = folder, parser, config
+
+    def on_train_start(self, trainer: Trainer, task: Any) -> None:
+        """Write and say it."""
+        if trainer.is_global_zero:
+            self._write(task.network)
+            for line in self._remarks(trainer, task.network):
+                print(line)
+
+    def _write(self, network: Any) -> None:
+        write_whole(self.folder / "config.yaml", self.parser.write(self.config))
+        write_environment(self.folder, self.config.seed)
+        report = network.surgery_report
+        write_whole(self.folder / "surgery.txt", f"{report}\n")
+        write_whole(self.folder / "surgery.json", json.dumps(report.to_dict(), indent=1) + "\n")
+        if network.weights_report is not None:
+            write_whole(self.folder / "start_weights.txt", f"{network.weights_report}\n")
+
+    def _remarks(self, trainer: Trainer, network: Any) -> Iterator[str]:
+        millions = sum(p.numel() for p in network.parameters()) / 1e6
+        name = default_name(self.config)
+        yield f"{name}: {millions:.1f} M parameters; everything goes to {self.folder}"
+        if network.weights_report is not None:
+            yield f"weights: {network.weights_report}"
+        steps, warmup = trainer.estimated_stepping_batches, self.config.schedule.warmup_steps
+        if warmup >= steps:
+            yield f"note: the warm-up of {warmup} steps does not end in this run of {steps}"
+        if trainer.world_size > 1 and any(isinstance(m, WhitenedLayer) for m in network.modules()):
+            yield (
+                "note: each process whitens with the statistics of its own images, and those of "
+                "the first process are kept"
+            )
 
 
 def check_data(data: SegmentationData) -> None:

@@ -110,10 +110,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not path.exists():
             raise ValueError(f"no weights {path}; has the run finished a validation yet?")
         try:
+            path.open("rb").close()  # safetensors says "no such file" of one it may not read
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
-    checkpoint = read_checkpoint(path)
+    return weights_in(read_checkpoint(path))
+
+
+def weights_in(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's weights in a checkpoint of a run (averaged if kept)."""
     if "averaged_weights" in checkpoint:
         return checkpoint["averaged_weights"]  # type: ignore[no-any-return]
     return {
@@ -151,7 +156,13 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 def create_run_folder(output_dir: Path, name: str) -> Path:
     """A new folder ``output_dir/name``; a taken name gets -2, -3, … behind it."""
-    output_dir.mkdir(parents=True, exist_ok=True)
+    if name in (".", "..") or Path(name).name != name:
+        raise ValueError(f"name={name}: expected the plain name of a folder in {output_dir}")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file is there" if isinstance(error, FileExistsError) else error.strerror
+        raise ValueError(f"output_dir={output_dir} cannot be made: {reason}") from error
     number = 1
     while True:
         folder = output_dir / (name if number == 1 else f"{name}-{number}")
@@ -164,17 +175,19 @@ def create_run_folder(output_dir: Path, name: str) -> Path:
 
 
 def find_run(output_dir: Path, run: str) -> Path:
-    """Folder of an earlier run: a path, or "last" for the one in ``output_dir`` written last.
+    """Folder of an earlier run: a path, or "last" for the newest in ``output_dir`` to go on with.
 
     Raises:
         ValueError: If it is no run folder.
     """
     if run == "last":
-        configs = output_dir.glob("*/config.yaml")
-        folders = sorted(configs, key=lambda path: path.stat().st_mtime)
-        if not folders:
-            raise ValueError(f"no run in {output_dir} yet; give the folder of one")
-        return folders[-1].parent
+        configs = sorted(output_dir.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+        folders = [path.parent for path in configs]
+        saved = [path for path in folders if (path / "checkpoints" / "last.ckpt").is_file()]
+        if not saved:
+            what = "has saved a checkpoint yet" if folders else "yet"
+            raise ValueError(f"no run in {output_dir} {what}; give the folder of one")
+        return saved[-1]
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no config.yaml")
@@ -203,7 +216,12 @@ def write_environment(folder: Path, seed: int) -> None:
     path = folder / "environment.json"
     now = environment(seed)
     if path.exists():
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); move it away to go on without it"
+            ) from error
         now["earlier"] = [*before.pop("earlier", []), before]
     write_whole(path, json.dumps(now, indent=2) + "\n")
 

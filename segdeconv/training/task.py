@@ -23,6 +23,7 @@ from segdeconv.training.optimization import (
     make_schedule,
     parameter_groups,
 )
+from segdeconv.training.ranges import check_ranges, check_weights
 
 Batch = Mapping[str, Any]
 
@@ -77,13 +78,23 @@ class LossOptions:
     class_weights: list[float] | None = None
     aux_weight: float = 0.4
 
+    def __post_init__(self) -> None:
+        check_weights("loss.terms", self.terms)
+        check_weights("loss.class_weights", self.class_weights)
+        check_ranges("loss", vars(self), aux_weight="0 or more")
+
 
 def build_network(options: NetworkOptions, label_set: LabelSet) -> SegmentationModel:
     """The network of ``options``, with as many outputs as the label set has classes.
 
     Raises:
-        ValueError: If `num_classes` is given and is another number.
+        ValueError: If `num_classes` or `in_channels` is not that of the data.
     """
+    if options.in_channels != 3:
+        raise ValueError(
+            f"model.in_channels={options.in_channels}, but images are read as 3 channels; leave "
+            "model.in_channels out"
+        )
     classes = label_set.num_classes
     if options.num_classes not in (None, classes):
         raise ValueError(
@@ -155,7 +166,9 @@ class SegmentationTask(LightningModule):
         self.train_loss.persistent(True)  # a run resumed in mid-epoch has the mean of all of it
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.scores: SegmentationScores | None = None
-        """Of the latest whole validation."""
+        """Of the latest validation; None while one runs, and after one that was broken off."""
+        self.broken_off = False
+        """Set while a validation runs that is not to be finished."""
 
     @property
     def lr(self) -> float:
@@ -177,6 +190,10 @@ class SegmentationTask(LightningModule):
         self.log_dict({"train/loss": loss.detach(), "train/lr": self.lr}, batch_size=len(logits))
         return loss  # type: ignore[no-any-return]
 
+    def on_validation_start(self) -> None:
+        """Forget the scores of the validation before."""
+        self.scores, self.broken_off = None, False
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the confusions of one batch, at the size of its labels."""
         mask = batch["mask"]
@@ -186,6 +203,12 @@ class SegmentationTask(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Scores of the whole set, from one confusion matrix summed over all processes."""
+        if not self.broken_off:
+            self._score()
+        for metric in (self.confusion, self.val_loss):
+            metric.reset()
+
+    def _score(self) -> None:
         self.scores = scores_from_confusion(self.confusion.compute(), self.label_set.categories)
         logged: dict[str, Any] = {
             "val/loss": self.val_loss.compute(),
@@ -196,8 +219,6 @@ class SegmentationTask(LightningModule):
         if self.train_loss.weight > 0:
             logged["train/mean_loss"] = self.train_loss.compute()
         self.log_dict(logged, batch_size=1)
-        for metric in (self.confusion, self.val_loss):
-            metric.reset()
         if not self.trainer.sanity_checking:
             self.train_loss.reset()
 

@@ -97,7 +97,7 @@ def test_labels_keep_their_size_when_images_are_resized(trained, tool):
         == 0
     )
     assert {Image.open(path).size for path in Path("small").iterdir()} == {(128, 64)}
-    pixels = json.loads((trained / "eval_val_best.json").read_text())["confusion"]
+    pixels = json.loads((trained / "eval_val_best_32x64.json").read_text())["confusion"]
     assert 0.9 * 3 * 64 * 128 < sum(map(sum, pixels)) <= 3 * 64 * 128
 
 
@@ -155,10 +155,29 @@ def test_help_is_short(tool, capsys):
         assert "usage: python tools/eval.py RUN_DIR" in capsys.readouterr().out
 
 
+def test_scores_of_a_part_have_a_file_of_their_own(small_run, tool):
+    assert tool("eval", small_run)[0] == 0
+    whole = (small_run / "eval_val_best.json").read_bytes()
+    assert tool("eval", small_run, "--limit", 1)[0] == 0
+    assert json.loads((small_run / "eval_val_best_first1.json").read_text())["images"] == 1
+    for limit in (0, -1):
+        expect(tool("eval", small_run, "--limit", limit), 1, f"limit={limit}: expected 1 or more")
+    assert (small_run / "eval_val_best.json").read_bytes() == whole
+
+
+def test_predictions_replace_no_file(small_run, tool, tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "00.png").write_bytes(b"mine")
+    result = tool("eval", small_run, "--save-predictions", tmp_path / "masks")
+    expect(result, 1, "masks", "is not empty", "give a new one")
+    assert (tmp_path / "masks" / "00.png").read_bytes() == b"mine"
+
+
 def test_mistakes_are_one_sentence(small_run, tool):
     expect(tool("eval", small_run, "--spilt", "val"), 2, "unknown key spilt; did you mean split?")
     expect(tool("eval", small_run, "--split", "vall"), 1, "vall", "train, val, test")
     expect(tool("eval", small_run, "--device", "tpu9"), 1, "no device 'tpu9'", "--device cpu")
+    expect(tool("eval", small_run, "--device", "meta"), 1, "no device 'meta'", "--device cpu")
     expect(tool("eval", small_run, "--checkpoint", "nowhere.ckpt"), 1, "no checkpoint nowhere.ckpt")
     (small_run / "weights.safetensors").unlink()
     expect(tool("eval", small_run), 1, "no weights", "weights.safetensors")

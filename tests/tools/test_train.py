@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -142,6 +143,12 @@ def test_the_whole_configuration_can_be_printed_and_nothing_is_trained(tool, con
     assert not Path("runs").exists()
 
 
+def contents(folder):
+    """Every file below a folder, with what is in it; but an event file may be begun, and empty."""
+    paths = [p for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name]
+    return {path: path.read_bytes() for path in paths}
+
+
 def expect(result, code, *words):
     """A failure that is one sentence on standard error with these words."""
     found, _, err = result
@@ -161,6 +168,12 @@ def test_a_typo_in_a_key_names_the_nearest_right_one(tool, config_file):
     expect(tool("train", "--config", config_file), 2, "model.encodr", "did you mean model.encoder?")
 
 
+BIG_CROP = (
+    "[{class_path: albumentations.RandomCrop, init_args: {height: 640, width: 64}}, "
+    "{class_path: albumentations.Normalize}]"
+)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -175,6 +188,24 @@ def test_a_typo_in_a_key_names_the_nearest_right_one(tool, config_file):
         (["--model.operator_options.blok", 4], ["blok"]),
         (["--model.arch_options.decoder_chanels", "[3]"], ["decoder_chanels"]),
         (["--model.weights", "nowhere.safetensors"], ["nowhere.safetensors"]),
+        (["--model.weights", "config.yaml"], ["config.yaml cannot be read", ".safetensors"]),
+        (["--model.in_channels", 4], ["model.in_channels=4", "3 channels"]),
+        (["--model.operator_options", "{block: a}"], ["block='a'", "whole number"]),
+        (
+            ["--model.operator", "groupnorm", "--model.operator_options", "{num_groups: a}"],
+            ["'num_groups': 'a'"],
+        ),
+        (["--data.shorter_side", "[10, 5]"], ["shorter_side=[10, 5]", "smaller one first"]),
+        (["--data.crop_size", "null"], ["must have one size", "data.crop_size"]),
+        (["--data.crop_size", "null", "--data.num_workers", 1], ["must have one size"]),
+        (
+            ["--data.train_transforms", BIG_CROP],
+            ["CropSizeError", "(640, 64)", "--debug shows where"],
+        ),
+        (["--name", "."], ["name=.", "plain name of a folder"]),
+        (["--name", "../../x"], ["name=../../x", "plain name of a folder"]),
+        (["--output_dir", "config.yaml"], ["output_dir=config.yaml", "a file is there"]),
+        (["--trainer.limit_train_batches", 0], ["trainer.limit_train_batches=0"]),
         (["--data.dataset", "camvit"], ["'camvit'", "did you mean 'camvid'?"]),
         (["--data.options.mod", "fine"], ["data.options.mod"]),
         (["--data.batch_size", 11], ["10 training images", "data.batch_size"]),
@@ -193,7 +224,19 @@ def test_a_wish_that_cannot_be_is_one_sentence_and_leaves_no_weights(
     if "gpu" in options and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     expect(tool("train", "--config", config_file, *options), 1, *words)
-    assert not list(Path().rglob("*.ckpt"))
+    assert not Path("runs/run").exists()
+
+
+def test_a_warm_up_that_does_not_end_is_said(tool, config_file):
+    code, out, _ = tool("train", "--config", config_file, "--schedule.warmup_steps", 1000)
+    assert code == 0
+    assert "note: the warm-up of 1000 steps does not end in this run of 5" in out
+
+
+def test_a_damaged_record_of_the_environment_is_named(trained, tool):
+    (trained / "environment.json").write_text("")
+    result = tool("train", "--resume", trained, "--trainer.max_epochs", 2)
+    expect(result, 1, "environment.json is damaged", "move it away")
 
 
 def test_resume_of_what_is_no_run_is_said(tool, tmp_path):
@@ -207,10 +250,72 @@ def test_resume_before_anything_was_saved_is_said(trained, tool):
 
 
 def test_resume_with_another_network_is_said_and_spoils_nothing(trained, tool):
-    before = (trained / "config.yaml").read_bytes()
-    result = tool("train", "--resume", trained, "--model.encoder", "resnet18")
+    config = (trained / "config.yaml").read_text()
+    (trained / "config.yaml").write_text(config.replace("tu-mobilenetv3_small_050", "resnet18"))
+    before = contents(trained)
+    result = tool("train", "--resume", trained, "--trainer.max_epochs", 2)
     expect(result, 1, "last.ckpt does not fit the network of the config", "names missing")
-    assert (trained / "config.yaml").read_bytes() == before
+    assert contents(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--optimizer.lr", 0.001], ["optimizer.lr cannot change", "has 0.05, not 0.001"]),
+        (["--optimizer.name", "adamw"], ["optimizer.name cannot change", "sgd", "adamw"]),
+        (["--data.batch_size", 5], ["data.batch_size cannot change"]),
+        (["--model.freeze_encoder", "true"], ["model.freeze_encoder cannot change"]),
+        (["--model.operator", "batchnorm"], ["model.operator cannot change"]),
+        (["--name", "other"], ["name cannot change", "--model.weights runs/run/weights"]),
+        (["--trainer.max_epochs", 0], ["trainer.max_epochs=0"]),
+        (["--trainer.max_steps", 3], ["trainer.max_steps=3", "can only be made longer"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_what_cannot_change_on_resume_is_refused_and_the_run_stays_as_it_was(
+    trained, tool, options, words
+):
+    before = contents(trained)
+    longer = [] if "max_" in options[0] else ["--trainer.max_epochs", 2]
+    result = tool("train", "--resume", trained, *options, *longer)
+    expect(result, 1 if "=0" not in words[0] else result[0], *words)
+    assert contents(trained) == before
+
+
+def test_resume_with_fewer_images_is_refused_and_the_run_stays_as_it_was(trained, tool, tiny_copy):
+    for kind in ("images", "masks"):
+        for name in ("03.png", "04.png"):
+            (tiny_copy / "train" / kind / name).unlink()
+    before = contents(trained)
+    options = ["--trainer.max_epochs", 2, "--data.root", tiny_copy]
+    expect(tool("train", "--resume", trained, *options), 1, "has 5 steps, and would now have 4")
+    assert contents(trained) == before
+
+
+def test_a_finished_run_has_nothing_to_do_and_is_not_touched(trained, tool):
+    before = contents(trained)
+    for _ in range(2):
+        code, out, err = tool("train", "--resume", "last")
+        assert (code, err) == (0, "")
+        assert "nothing to do: runs/run finished at epoch 1, step 5" in out
+    assert contents(trained) == before
+
+
+def test_last_passes_over_a_run_that_saved_nothing(trained, tool, config_file):
+    copytree(trained, "runs/newer")
+    (Path("runs/newer/checkpoints/last.ckpt")).unlink()
+    (Path("runs/newer/config.yaml")).touch()
+    code, out, err = tool("train", "--resume", "last")
+    assert code == 0 and "runs/run finished" in out, err
+
+
+def test_the_report_of_loaded_weights_is_said_and_kept(trained, tool, config_file):
+    weights = trained / "weights.safetensors"
+    code, out, _ = tool("train", "--config", config_file, "--model.weights", weights)
+    assert code == 0
+    line = next(line for line in out.splitlines() if line.startswith("weights: "))
+    assert str(weights) in line and "tensors into the model" in line
+    assert Path("runs/run-2/start_weights.txt").read_text().strip() in line
 
 
 # ------------------------------------------------------------------------------------- broken data
@@ -267,9 +372,36 @@ def test_batches_without_a_labelled_pixel_do_no_harm(tool, config_file, tiny_cop
     assert np.isfinite(float(row["train_loss"]))
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_advice(tool, config_file):
-    options = ["--optimizer.lr", 1e30, "--trainer.log_every_n_steps", 1]
-    expect(tool("train", "--config", config_file, *options), 1, "the loss is", "lower optimizer.lr")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.log_every_n_steps", 1],
+        [],  # found in the validation
+        ["--trainer.limit_val_batches", 0],  # found at the end
+        ["--save_every_n_steps", 4],  # found when it would be saved
+    ],
+    ids=str,
+)
+def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_nothing_is_saved(
+    tool, config_file, options
+):
+    result = tool("train", "--config", config_file, "--optimizer.lr", 1e30, *options)
+    expect(result, 1, "the loss is nan at step", "lower optimizer.lr")
+    assert "mIoU" not in result[1]
+    kept = [path.name for path in Path("runs").rglob("*") if path.suffix in {".ckpt", ".csv"}]
+    assert kept == [] and not Path("runs/run/weights.safetensors").exists()
+
+
+def test_a_later_loss_that_is_no_number_leaves_the_good_states_alone(trained, tool):
+    before = contents(trained / "checkpoints")
+    state = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    state["optimizer_states"][0]["state"][0]["momentum_buffer"][:] = float("nan")
+    torch.save(state, trained / "checkpoints" / "last.ckpt")
+    broken = contents(trained / "checkpoints")
+    expect(tool("train", "--resume", trained, "--trainer.max_epochs", 2), 1, "the loss is nan")
+    assert contents(trained / "checkpoints") == broken != before
+    rows = list(csv.DictReader((trained / "metrics.csv").open()))
+    assert [row["step"] for row in rows] == ["5"]
 
 
 # ------------------------------------------------------------------------------- a disk that fills

@@ -1,5 +1,6 @@
 """Configs compose, and a mistake in one is a sentence that helps."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,7 @@ def test_a_list_of_albumentations_transforms_is_built_and_checked(parser, write)
         (["--trainer.max_epochs"], "trainer.max_epochs: expected one argument"),
         (["--config"], "--config needs a file"),
         (["something"], "unrecognized arguments: something"),
+        (["--model", "unet"], "model is a group of keys; give one of them, such as --model.KEY"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_named(parser, arguments, words):
@@ -104,12 +106,58 @@ def test_a_mistake_on_the_command_line_is_named(parser, arguments, words):
         ("just words", "a.yaml holds no keys"),
         ("base: a.yaml", "a.yaml is its own base"),
         ("base: b.yaml", "no config .*b.yaml"),
+        ("base: [1]", "a.yaml: base names 1; expected a file"),
+        ("data:", "a.yaml: data is a group of keys and holds nothing; .* or take it out"),
+        ("model: unet", "a.yaml: model is a group of keys and holds 'unet'"),
+        ("seed: 1\nseed: 2", "a.yaml, line 2: the key seed stands twice"),
+        ("data: {flip: 0, flip: 1}", "the key flip stands twice"),
     ],
 )
 def test_a_mistake_in_a_config_is_named_with_its_file(parser, write, content, words):
     with pytest.raises(UsageError, match=words) as caught:
         parser.read(["--config", write("a.yaml", content)])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("seed", -1, "0 to 4294967295"),
+        ("seed", 99999999999999999999, "0 to 4294967295"),
+        ("threads", 0, "1 or more"),
+        ("save_every_n_steps", -1, "0 or more"),
+        ("data.batch_size", 0, "1 or more"),
+        ("data.val_batch_size", 0, "1 or more"),
+        ("data.num_workers", -1, "0 or more"),
+        ("data.resize", [0, 3], "1 or more each"),
+        ("data.crop_size", [0, 3], "1 or more each"),
+        ("data.flip", 2.0, "0 to 1"),
+        ("data.std", [0.0, 1.0, 1.0], "above 0 each"),
+        ("data.max_class_ratio", -1.0, "above 0, at most 1"),
+        ("optimizer.lr", -1.0, "0 or more"),
+        ("optimizer.lr", ".nan", "0 or more"),
+        ("optimizer.weight_decay", -1.0, "0 or more"),
+        ("optimizer.encoder_lr_factor", -1.0, "0 or more"),
+        ("schedule.power", -2.0, "0 or more"),
+        ("schedule.warmup_steps", -3, "0 or more"),
+        ("schedule.warmup_factor", -1.0, "0 to 1"),
+        ("loss.terms", {"dice": -1.0}, "0 or more each"),
+        ("loss.terms", {"dice": 0.0}, "a weight above 0 among them"),
+        ("loss.class_weights", [1.0, -2.0], "0 or more each"),
+        ("loss.class_weights", [0.0, 0.0], "a weight above 0 among them"),
+        ("trainer.max_steps", 0, "1 or more, or -1 for no limit"),
+        ("trainer.max_epochs", 0, "1 or more, or -1 for no limit"),
+        ("trainer.limit_train_batches", 0, "above 0"),
+        ("trainer.check_val_every_n_epoch", 0, "1 or more"),
+        ("trainer.accumulate_grad_batches", 0, "1 or more"),
+        ("trainer.log_every_n_steps", 0, "1 or more"),
+        ("trainer.gradient_clip_val", -1.0, "0 or more"),
+    ],
+)
+def test_a_number_that_cannot_be_is_named_with_its_key_and_range(parser, key, value, wanted):
+    with pytest.raises(ValueError, match=re.escape(f"{key}=")) as caught:
+        parser.instantiate(parser.read([f"--{key}", str(value)]))
+    assert str(caught.value).endswith(f": expected {wanted}")
 
 
 def test_a_config_that_is_not_there_is_said_with_the_nearest_one(parser, write, monkeypatch):
@@ -153,6 +201,19 @@ def test_a_mistake_is_a_sentence_and_an_exit_code_without_a_traceback(error, cod
     assert words in shown and "Traceback" not in shown
 
 
+def test_what_a_library_makes_of_a_users_value_is_a_sentence_too(capsys):
+    assert run_tool(lambda _: torch.nn.Conv2d(3, 4, 1)(torch.ones(1, 5, 2, 2)), []) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: RuntimeError: ") and "5 channels" in shown
+    assert len(shown.splitlines()) == 1 and shown.endswith("(--debug shows where)\n")
+
+
+def test_the_environment_may_ask_for_tracebacks(capsys, monkeypatch):
+    monkeypatch.setenv("SEGDECONV_DEBUG", "1")
+    assert run_tool(lambda _: torch.nn.Linear(2, 3)(torch.ones(5)), []) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback_and_is_not_given_to_the_tool(capsys):
     def tool(arguments):
         assert arguments == ["x"]
@@ -162,9 +223,11 @@ def test_debug_shows_the_traceback_and_is_not_given_to_the_tool(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_mistake_of_ours_keeps_its_traceback():
+@pytest.mark.parametrize("error", [KeyError("ours"), AssertionError()])
+def test_a_mistake_of_ours_keeps_its_traceback_and_asks_for_a_report(error):
     def tool(_):
-        raise KeyError("ours")
+        raise error
 
-    with pytest.raises(KeyError):
+    with pytest.raises(type(error)) as caught:
         run_tool(tool, [])
+    assert "please report it" in caught.value.__notes__[0]

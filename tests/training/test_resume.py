@@ -104,9 +104,7 @@ def test_a_schedule_by_steps_resumes_as_exactly_as_one_by_epochs(run, interrupt_
     _, stopped = run("--name", "stopped", *options)
     run(resume=stopped)
     assert_same(straight, stopped)
-    # a validation that was due when the run was stopped is not made up for
-    kept = [row["step"] for row in table(straight) if row["step"] != str(step)]
-    assert [row["step"] for row in table(stopped)] == kept
+    assert table(straight) == table(stopped)
 
 
 def test_accumulated_gradients_are_not_lost_by_stopping(run, interrupt_at):
@@ -118,8 +116,8 @@ def test_accumulated_gradients_are_not_lost_by_stopping(run, interrupt_at):
     assert_same(straight, stopped)
 
 
-def test_stopping_in_a_validation_breaks_it_off_and_the_training_goes_on_exactly(
-    run, straight, monkeypatch
+def test_a_validation_that_was_broken_off_is_not_shown_and_is_made_up_for(
+    run, straight, monkeypatch, capsys
 ):
     original = SaveRun.on_validation_batch_start
 
@@ -132,9 +130,11 @@ def test_stopping_in_a_validation_breaks_it_off_and_the_training_goes_on_exactly
         patch.setattr(SaveRun, "on_validation_batch_start", hook)
         code, stopped = run("--name", "stopped")
     assert code == 130
-    run(resume=stopped)
+    shown = capsys.readouterr()
+    assert "mIoU" not in shown.out and "Warning" not in shown.err
+    assert run(resume=stopped)[0] == 0
     assert_same(straight, stopped)
-    assert [row["step"] for row in table(stopped)] == ["10", "15"]  # 5 was broken off, not scored
+    assert table(straight) == table(stopped)
 
 
 def test_a_wish_to_stop_in_the_last_batch_of_a_validation_costs_nothing(run, straight, monkeypatch):
@@ -159,7 +159,8 @@ def test_a_validation_broken_off_at_the_very_end_is_made_up_for(run, straight, i
     interrupt_at(15)
     _, stopped = run("--name", "stopped")
     assert [row["step"] for row in table(stopped)] == ["5", "10"]
-    run(resume=stopped)
+    assert run(resume=stopped)[0] == 0
+    assert_same(straight, stopped)
     assert table(straight) == table(stopped)
     weights = "weights.safetensors"
     assert (straight / weights).read_bytes() == (stopped / weights).read_bytes()
@@ -192,3 +193,20 @@ def test_two_runs_of_one_seed_agree_and_of_two_seeds_do_not(run):
     _, other = run("--trainer.max_epochs", 1, "--name", "other", "--seed", 1)
     assert_same(one, two)
     assert table(one) != table(other)
+
+
+def test_a_run_that_caught_up_at_its_end_is_finished_and_can_be_made_longer(
+    run, interrupt_at, capsys
+):
+    options = ("--schedule.name", "constant", "--trainer.max_epochs")
+    _, straight = run("--name", "straight", *options, 2)
+    interrupt_at(5)
+    _, stopped = run("--name", "stopped", *options, 1)
+    assert not (stopped / "metrics.csv").exists()
+    assert run(resume=stopped)[0] == 0
+    capsys.readouterr()
+    assert run(resume=stopped)[0] == 0
+    assert f"nothing to do: {stopped} finished at epoch 1, step 5" in capsys.readouterr().out
+    assert run("--trainer.max_epochs", 2, resume=stopped)[0] == 0
+    assert_same(straight, stopped)
+    assert table(straight) == table(stopped)

@@ -60,8 +60,12 @@ def test_last_is_the_run_whose_config_was_written_last(tmp_path):
     for age, name in enumerate(["new", "old", "oldest"]):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("")
+        (tmp_path / name / "checkpoints").mkdir()
+        (tmp_path / name / "checkpoints" / "last.ckpt").touch()
         os.utime(tmp_path / name / "config.yaml", (1000 - age, 1000 - age))
     (tmp_path / "no_run").mkdir()
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "config.yaml").write_text("")
     assert find_run(tmp_path, "last").name == "new"
     assert find_run(tmp_path, str(tmp_path / "old")).name == "old"
     with pytest.raises(ValueError, match="is not the folder of a run"):

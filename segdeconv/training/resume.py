@@ -1,0 +1,60 @@
+"""What may change when a run goes on, and whether there is anything left to do."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+# Where and how it runs, not what it computes (rounding aside).
+FREE = {
+    *("config", "output_dir", "threads", "check_data", "save_every_n_steps"),
+    *("data.root", "data.num_workers", "data.val_batch_size"),
+    *("model.compile", "model.channels_last"),
+    *("trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes"),
+    *("trainer.precision", "trainer.deterministic", "trainer.benchmark", "trainer.max_time"),
+    *("trainer.log_every_n_steps", "trainer.num_sanity_val_steps", "trainer.detect_anomaly"),
+}
+UPWARDS = {"trainer.max_epochs", "trainer.max_steps"}
+
+
+def check_changes(recorded: Namespace, config: Namespace, folder: Path) -> None:
+    """Compare the configuration of a run with that it is to go on with.
+
+    Optimiser and schedule come out of the checkpoint, so that most changes would have no effect.
+
+    Raises:
+        ValueError: If a key has changed that is neither `FREE` nor longer than before.
+    """
+    before, now = dict(recorded.items()), dict(config.items())
+    for key in sorted(now.keys() - FREE):
+        old, new = before.get(key), now[key]
+        if key in UPWARDS and _limit(new) < _limit(old):
+            raise ValueError(
+                f"{key}={new} is below the {old or 'missing limit'} of {folder}; "
+                "a resumed run can only be made longer"
+            )
+        if key not in UPWARDS and old != new:
+            raise ValueError(
+                f"{key} cannot change when a run goes on: {folder} has {old}, not {new}; leave it "
+                f"out, or start a new run, with --model.weights {folder}/weights.safetensors if "
+                "it is to begin where this one is"
+            )
+
+
+def finished(checkpoint: Mapping[str, Any], trainer: Namespace) -> str | None:
+    """Where a run ended, in words, if it has trained and validated all that it was to.
+
+    Args:
+        checkpoint: The last one of the run.
+        trainer: Group "trainer" of the configuration.
+    """
+    record, step = checkpoint["callbacks"]["SaveRun"], checkpoint["global_step"]
+    trained = step >= _limit(trainer.max_steps) or record["epochs"] >= _limit(trainer.max_epochs)
+    validated = record["recorded_step"] == step or trainer.limit_val_batches == 0
+    return f"epoch {record['epochs']}, step {step}" if trained and validated else None
+
+
+def _limit(value: int | None) -> float:
+    return math.inf if value in (None, -1) else float(value)
