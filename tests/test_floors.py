@@ -16,7 +16,7 @@ FLOORS = [  # bottom to top; a room imports from lower floors, and from files of
     {"registry"},  # below the rest, as every table is one
     {"whitening", "metrics", "losses"},
     {"operators", "data"},
-    {"surgery", "inference"},
+    {"surgery", "inference", "pictures"},
     {"models", "export", "report"},
     {"training"},
 ]
