@@ -42,6 +42,7 @@ def side_by_side(*pictures: ImageArray) -> ImageArray:
 def encode(picture: ImageArray | LabelArray, ending: str) -> bytes:
     """Content of an image file of the kind that ``ending`` names: ".png" (exact) or ".jpg"."""
     content = io.BytesIO()
-    options = {"quality": 92} if ending == ".jpg" else {"compress_level": 1}
+    # full resolution of the colours, as classes end at sharp borders
+    options = {"quality": 92, "subsampling": 0} if ending == ".jpg" else {"compress_level": 1}
     Image.fromarray(picture).save(content, {".png": "PNG", ".jpg": "JPEG"}[ending], **options)
     return content.getvalue()
