@@ -6,13 +6,15 @@ from pathlib import Path
 
 from segdeconv.training.cli import ConfigParser, UsageError, run_tool
 from segdeconv.training.evaluation import evaluate_run, result_name
+from segdeconv.training.prediction_options import PREDICTION_HELP, add_prediction_options
+from segdeconv.training.processes import joined_processes
 from segdeconv.training.run_folder import find_run, write_whole
 
-HELP = """\
+HELP = f"""\
 usage: python tools/eval.py RUN_DIR [--key value …]
 
-Evaluate the network of a run on whole images, with the labels at their original size.
-The run's config.yaml says what network it is; the weights file holds numbers only.
+Evaluate the network of a run, on whole images if nothing else is said, with the labels at their
+original size. The run's config.yaml says what network it is; the weights file holds numbers only.
 
   RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
   --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
@@ -21,8 +23,12 @@ The run's config.yaml says what network it is; the weights file holds numbers on
   --device auto               cpu, cuda, cuda:1, …; auto takes a GPU if there is one
   --save-predictions FOLDER   write a PNG of label ids for each image; into a new or empty folder
   --json FILE                 where the scores go; default: RUN_DIR/eval_SPLIT_CHECKPOINT.json,
-                              with _first10 behind it for --limit 10
+                              with _first10 behind it for --limit 10, _tta for --tta, …
+{PREDICTION_HELP}
   --data.root FOLDER          and any other key of the run's config
+
+In several processes, each of which takes its share of the images (and a GPU, if there are some):
+  torchrun --nproc_per_node 2 tools/eval.py RUN_DIR
 
   --help-all                  every key with its meaning and default
   --debug                     show the traceback of an error
@@ -38,6 +44,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--save-predictions", type=str | None, help="folder for label id PNGs")
     parser.add_argument("--json", type=str | None, help="file for the scores")
+    add_prediction_options(parser)
     if not arguments or arguments[0].startswith("-"):
         parser.read([*arguments, "--help"] if not arguments else arguments)
         raise UsageError("name the folder of a run first: python tools/eval.py RUN_DIR")
@@ -46,11 +53,15 @@ def main(arguments: list[str]) -> None:
     folder = find_run(Path(early.output_dir), run)
     source = ["--config", str(folder / "config.yaml")]
     config = parser.read([*source, *options])
-    scores, record = evaluate_run(parser, config, folder)
+    with joined_processes() as rank:
+        scores, record = evaluate_run(parser, config, folder, rank)
+    if rank > 0:
+        return
     path = Path(config.json or folder / result_name(record, config, parser.read(source)))
     write_whole(path, json.dumps(record, indent=1) + "\n")
     print(scores)
-    print(f"\n{record['images']} images of {record['split']}, whole, labels at their own size")
+    print(f"\n{record['images']} images of {record['split']}, labels at their own size")
+    print(f"predicted: {record['mode']}")
     print(f"written to {path}")
 
 

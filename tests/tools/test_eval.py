@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import socket
+import sys
 from pathlib import Path
 from shutil import copytree
 
@@ -10,6 +13,9 @@ import pytest
 import torch
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 from PIL import Image
+from torch.multiprocessing import start_processes
+
+from segdeconv.training.cli import run_tool
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +131,41 @@ def test_the_averaged_weights_are_what_is_evaluated(tool, config_file):
         )
 
 
+def evaluate_in(rank, load_tool, port, arguments):
+    torch.set_num_threads(1)  # as OpenMP's threads do not survive a fork
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    sys.argv = ["tools/eval.py", *arguments]
+    assert run_tool(load_tool("eval").main, arguments) == 0
+
+
+def test_two_processes_count_each_of_three_images_once(trained, tool, load_tool):
+    options = ("--slide", "--crop", "40", "50", "--flip")
+    assert tool("eval", trained, *options, "--json", "one.json")[0] == 0
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    both = [str(trained), *options, "--json", "two.json", "--save-predictions", "shown"]
+    start_processes(evaluate_in, (load_tool, port, both), 2, start_method="fork")
+    one, two = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one["confusion"] == two["confusion"] and one["images"] == two["images"] == 3
+    assert len(list(Path("shown").iterdir())) == 3
+
+
+def test_windows_scales_and_mirror_images_have_result_files_of_their_own(trained, tool):
+    names = {
+        ("--tta", "--limit", 1): (
+            "eval_val_best_first1_tta.json",
+            "scales 0.5 0.75 1 1.25 1.5 1.75",
+        ),
+        ("--slide", "--limit", 1): ("eval_val_best_first1_slide24x32.json", "windows of 24 x 32"),
+    }
+    for options, (name, words) in names.items():
+        code, out, _ = tool("eval", trained, *options)
+        assert code == 0 and words in out
+        assert words in json.loads((trained / name).read_text())["mode"]
+
+
 # ---------------------------------------------------------------------------------- mistakes
 
 
@@ -181,6 +222,13 @@ def test_mistakes_are_one_sentence(small_run, tool):
     expect(tool("eval", small_run, "--checkpoint", "nowhere.ckpt"), 1, "no checkpoint nowhere.ckpt")
     (small_run / "weights.safetensors").unlink()
     expect(tool("eval", small_run), 1, "no weights", "weights.safetensors")
+
+
+def test_windows_that_cannot_be_are_refused(small_run, tool):
+    words = "--crop is for sliding windows; give --slide too"
+    expect(tool("eval", small_run, "--crop", 24, 32), 1, words)
+    result = tool("eval", small_run, "--slide", "--crop", 24, 32, "--stride", 25, 32)
+    expect(result, 1, "pixels would lie between windows")
 
 
 def test_weights_of_another_network_are_refused(small_run, tool):
