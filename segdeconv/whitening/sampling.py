@@ -22,6 +22,11 @@ Pair = tuple[int, int]
 # give the border, where part of each patch is padding, too large a share of the rows.
 MIN_PLACES = 8
 
+# Up to this product of steps a grid is gathered in one copy.  Tap by tap against one copy on one
+# CPU core, 3x3 taps: 4.8 and 2.0 ms for 128 x 32 x 16 x 16 at step 3, 0.4 and 1.1 for 64 x 256 x
+# 8 x 8 at step 9.
+SMALL_STEPS = 16
+
 
 class Sampling(Protocol):
     """Reads columns out of an activation."""
@@ -86,16 +91,27 @@ class PatchGrid:
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(C x taps, S).
 
-        Tap by tap into the buffer: no padded copy of the whole map, and little is read when the
-        step is large.
+        With large steps tap by tap into the buffer: no padded copy of the whole map, and little is
+        read.  With small ones in one copy, as each tap would read most of the map again.
         """
         padded, x = self.padding != (0, 0), x[:: self.every]
         shape = (x.shape[1], *self.kernel_size, x.shape[0], *self.places(x.shape))
+        if math.prod(self.step) <= SMALL_STEPS and math.prod(shape) > 0:
+            columns = torch.empty(shape, dtype=dtype, device=x.device)
+            return columns.copy_(self._windows(x)).view(math.prod(shape[:3]), -1)
         columns = (torch.zeros if padded else torch.empty)(shape, dtype=dtype, device=x.device)
         maps = x.transpose(0, 1)
         for here, there in self._taps(x.shape):
             columns[here] = maps[there]
         return columns.view(math.prod(shape[:3]), -1)
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """All patches as a view of the padded map, (C, taps down and across, N, places)."""
+        top, left = self.padding
+        x = F.pad(x, (left, left, top, top)) if self.padding != (0, 0) else x
+        rows = x.transpose(0, 1).unfold(2, self._reach(0) + 1, self.step[0])
+        windows = rows.unfold(3, self._reach(1) + 1, self.step[1])
+        return windows[..., :: self.dilation[0], :: self.dilation[1]].permute(0, 4, 5, 1, 2, 3)
 
     def add_back(self, grad_x: Tensor, grad: Tensor) -> Tensor:
         """In place; taps of different patches may meet in a pixel."""
