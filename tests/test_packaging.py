@@ -62,10 +62,10 @@ def libraries_imported(folder):
     return names - set(sys.stdlib_module_names) - {"segdeconv"}
 
 
+COMES_WITH_TORCH = {"triton"}  # its builds for CUDA on Linux; nothing else than kernels.py needs it
+
+
 @pytest.mark.parametrize("folder", ["segdeconv", "tools"])
-COMES_WITH_TORCH = {"triton"}  # its builds for CUDA on Linux; only the kernels of that name need it
-
-
 def test_what_is_imported_is_a_declared_dependency_not_a_dependency_of_one(folder):
     wanted = {canonicalize_name(Requirement(requirement).name) for requirement in REQUIREMENTS}
     providers = packages_distributions()
