@@ -58,7 +58,7 @@ def test_the_environment_names_the_folder(cityscapes, monkeypatch):
     monkeypatch.setenv("CITYSCAPES_DATASET", str(cityscapes))
     assert len(Cityscapes(split="val")) == 2
     monkeypatch.delenv("CITYSCAPES_DATASET")
-    with pytest.raises(ValueError, match=r"pass root, or set .* CITYSCAPES_DATASET"):
+    with pytest.raises(ValueError, match=r"give --data.root .* CITYSCAPES_DATASET"):
         Cityscapes(split="val")
 
 

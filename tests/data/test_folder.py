@@ -107,7 +107,7 @@ def test_two_images_of_one_name_are_refused(own, write, random_image):
         ({"names": "nowhere.txt"}, "cannot read the list of names"),
         ({"names": "twice.txt"}, "lists b more than once"),
         ({"names": "blank.txt"}, "is empty; expected one name per line"),
-        ({"classes": "nowhere.yaml"}, "cannot read the classes file nowhere.yaml"),
+        ({"classes": "nowhere.yaml"}, "no classes file nowhere.yaml"),
     ],
 )
 def test_missing_and_empty_places_are_named(own, arguments, message):
