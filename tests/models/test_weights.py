@@ -164,7 +164,8 @@ def test_the_report_says_what_was_dropped_and_what_is_fresh(tmp_path):
     text = str(small(weights=path).weights_report)
     assert text == (
         f"{path}: 120 tensors into the encoder; not used: fc (2); "
-        f"not in the file: network.decoder, network.segmentation_head"
+        f"not in the file: network.decoder, network.segmentation_head; of a plain network, which "
+        "the operator then changed: see the surgery report"
     )
 
 
