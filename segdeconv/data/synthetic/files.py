@@ -97,7 +97,13 @@ def write_all(jobs: Sequence[Job], workers: int) -> Generator[None, None, None]:
         yield from map(write_scene, jobs)
         return
     # Spawned: a forked child of a process with running threads (OpenCV's, torch's) can hang.
-    pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker)
+    # Ctrl-C is for the main process, which then ends the workers.  They inherit that it is ignored:
+    # one that still imports its modules when it comes would print a traceback.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker)
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         yield from pool.imap_unordered(write_scene, jobs, chunksize=4)
     finally:
@@ -108,9 +114,8 @@ def write_all(jobs: Sequence[Job], workers: int) -> Generator[None, None, None]:
 
 
 def _start_worker() -> None:
-    """One thread per process; Ctrl-C is for the main process, which then ends the workers."""
+    """One thread per process."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def write_scene(job: Job) -> None:
