@@ -377,6 +377,8 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
+        if not Path(path).is_file():
+            raise ValueError(f"cannot read {path} as an ONNX file: there is none")
         try:
             runtime = import_module("onnxruntime")
         except ImportError as error:

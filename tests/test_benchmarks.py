@@ -171,6 +171,7 @@ def test_convolutions_that_the_literal_layer_cannot_take_are_named(train_step):
 
 
 def test_the_inference_benchmark_compares_networks_that_compute_the_same(tmp_path):
+    pytest.importorskip("onnxruntime", reason="the benchmark runs ONNX files: .[export]")
     done = run("benchmarks/inference.py", "--tiny", "--seconds", "0", "--out", tmp_path / "eval")
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "eval.json").read_text())["networks"]["tiny"]
