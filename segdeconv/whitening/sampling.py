@@ -330,8 +330,6 @@ class _Moments(torch.autograd.Function):
         both = (grad_covariance + grad_covariance.mT).div_(centred.shape[-1])
         grad = blocks.unpool(torch.bmm(both, centred))
         grad = blocks.centre_(grad, grad_mean / -blocks.rows_per_mean(grad.shape[1]))
-        if torch.compiler.is_compiling():  # torch 2.11 loses what is written into the argument
-            grad_x = grad_x.clone()
         return ctx.sampling.add_back(grad_x, grad), None, None, None, None
 
 
