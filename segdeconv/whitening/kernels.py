@@ -395,7 +395,7 @@ class _PatchMoments(torch.autograd.Function):
         outer = from_shift[:, :, None] * from_shift[:, None, :]
         if blocks.num_roots < blocks.num_means:
             outer = outer.mean(0, keepdim=True)
-        covariance = gram.div_(rows * blocks.num // blocks.num_roots).sub_(outer)
+        covariance = gram / (rows * blocks.num // blocks.num_roots) - outer
         covariance.diagonal(dim1=-2, dim2=-1).add_(eps)
         mean = shift + from_shift
         ctx.save_for_backward(x, mean)

@@ -309,7 +309,8 @@ class _Moments(torch.autograd.Function):
         columns = sampling.gather(x, dtype)
         mean = blocks.mean(columns)
         centred = blocks.pool(blocks.centre_(columns, mean))
-        covariance = _gram(centred).div_(centred.shape[-1])
+        # Not div_: torch 2.11 compiles a result that was changed in place as one without gradient.
+        covariance = _gram(centred) / centred.shape[-1]
         covariance.diagonal(dim1=-2, dim2=-1).add_(eps)
         ctx.save_for_backward(x, mean)
         ctx.sampling, ctx.blocks = sampling, blocks
