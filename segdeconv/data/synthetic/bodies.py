@@ -105,10 +105,8 @@ def _car(kind: str) -> Solid:
     for axle in (0.19, 0.81):
         wheel(builder, axle, 0.075, 0.22)
     _tyres(builder, 0.21)
-    for sign in (-1, 1):
-        inner, outer = sorted((sign * 0.28, sign * 0.46))
-        builder.on_end("tail", 0.0, (inner, outer, 0.44, 0.56))
-        builder.on_end("lamp", 1.0, (inner, outer, 0.36, 0.46))
+    _pair(builder, "tail", 0.0, (0.28, 0.46), (0.44, 0.56))
+    _pair(builder, "lamp", 1.0, (0.28, 0.46), (0.36, 0.46))
     builder.on_end("plate", 0.0, (-0.14, 0.14, 0.32, 0.4))
     builder.on_end("plate", 1.0, (-0.14, 0.14, 0.24, 0.31))
     builder.on_end("under", 1.0, (-0.25, 0.25, 0.34, 0.44))
@@ -149,20 +147,25 @@ def _bus(decks: int) -> Solid:
     return builder.build()
 
 
+def _pair(
+    builder: Builder, part: str, z: float, span: tuple[float, float], heights: tuple[float, float]
+) -> None:
+    """Add a rectangle at one end, and its mirror image; ``span`` is seen from the middle."""
+    inner, outer = span
+    builder.on_end(part, z, (-outer, -inner, *heights))
+    builder.on_end(part, z, (inner, outer, *heights))
+
+
 def _tyres(builder: Builder, high: float) -> None:
     """Add the tyres that show under both ends."""
-    for sign in (-1, 1):
-        inner, outer = sorted((sign * 0.26, sign * 0.46))
-        builder.on_end("tyre", 0.0, (inner, outer, 0.0, high))
-        builder.on_end("tyre", 1.0, (inner, outer, 0.0, high))
+    for end in (0.0, 1.0):
+        _pair(builder, "tyre", end, (0.26, 0.46), (0.0, high))
 
 
 def _lamps(builder: Builder, low: float, high: float) -> None:
     """Add lamps at both ends, and a plate behind."""
-    for sign in (-1, 1):
-        inner, outer = sorted((sign * 0.34, sign * 0.47))
-        builder.on_end("tail", 0.0, (inner, outer, low, high))
-        builder.on_end("lamp", 1.0, (inner, outer, low, high))
+    _pair(builder, "tail", 0.0, (0.34, 0.47), (low, high))
+    _pair(builder, "lamp", 1.0, (0.34, 0.47), (low, high))
     builder.on_end("plate", 0.0, (-0.1, 0.1, low, low + 0.05))
 
 
