@@ -134,6 +134,11 @@ class Prediction:
 WHOLE = Prediction()
 
 
+def _size(images: Tensor) -> tuple[int, int]:
+    """Height and width."""
+    return images.shape[-2], images.shape[-1]
+
+
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits (N, C, h, w) at ``size`` = (H, W), bilinear; unchanged where the size is right."""
     if logits.shape[-2:] == size:
@@ -179,7 +184,7 @@ def slide_rows(model: Model, images: Tensor, settings: Prediction) -> Iterator[T
         (N, C, rows, W); together they have H rows.
     """
     assert settings.crop_size is not None
-    size = images.shape[-2:]
+    size = _size(images)
     per_side = list(zip(size, settings.crop_size, settings.steps, strict=True))
     rows, columns = (window_weights(*side, settings.blend).to(images) for side in per_side)
     tops, lefts = (window_starts(*side) for side in per_side)
@@ -230,7 +235,7 @@ def predict_scores(
     Returns:
         (N, C, height, width): logits, or mean probabilities where there are several views.
     """
-    size = size or (images.shape[-2], images.shape[-1])
+    size = size or _size(images)
     total: Tensor | None = None
     for scale, mirrored in settings.views:
         seen = _scaled(images, scale)
@@ -252,10 +257,11 @@ def _scaled(images: Tensor, scale: float) -> Tensor:
     """Images at ``scale`` times their size, rounded to whole pixels; bilinear."""
     if scale == 1:
         return images
-    height, width = (max(1, int(side * scale + 0.5)) for side in images.shape[-2:])
+    height, width = (max(1, int(side * scale + 0.5)) for side in _size(images))
     return F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
 
 
+@torch.no_grad()
 def predict(
     model: Model,
     images: Tensor,
@@ -279,25 +285,30 @@ def predict(
         ValueError: If ``memory="rows"`` shall answer at another size than the images'.
     """
     device = torch.device(device or images.device)
-    own_size = (images.shape[-2], images.shape[-1])
-    with torch.no_grad():
-        if settings.memory != "rows":
-            images = images.to(device if settings.memory == "device" else "cpu")
-            forward = _on_device(model, settings, device, images.device)
-            return predict_scores(forward, images, size, settings).argmax(1)
-        if size not in (None, own_size):
+    if settings.memory == "rows":
+        if size not in (None, _size(images)):
             raise ValueError(
-                f"memory='rows' answers at the size of the images, {own_size}, and {size} is "
+                f"memory='rows' answers at the size of the images, {_size(images)}, and {size} is "
                 "wanted; leave the images at their size, or take memory='cpu'"
             )
-        within = replace(settings, crop_size=None, stride=None, memory="device")
-        forward = _on_device(model, settings, device, device)
+        return _predict_rows(model, images.cpu(), settings, device)
+    images = images.to(device if settings.memory == "device" else "cpu")
+    forward = _on_device(model, settings, device, images.device)
+    return predict_scores(forward, images, size, settings).argmax(1)
 
-        def all_views(windows: Tensor) -> Tensor:
-            return predict_scores(forward, windows.to(device), None, within)
 
-        rows = slide_rows(all_views, images.cpu(), settings)
-        return torch.cat([logits.argmax(1) for logits in rows], 1)
+def _predict_rows(
+    model: Model, images: Tensor, settings: Prediction, device: torch.device
+) -> Tensor:
+    """Classes (N, H, W) of images in main memory, all views of one row of windows at a time."""
+    within = replace(settings, crop_size=None, stride=None, memory="device")
+    forward = _on_device(model, settings, device, device)
+
+    def all_views(windows: Tensor) -> Tensor:
+        return predict_scores(forward, windows.to(device), None, within)
+
+    rows = slide_rows(all_views, images, settings)
+    return torch.cat([logits.argmax(1) for logits in rows], 1)
 
 
 def _on_device(
@@ -314,7 +325,7 @@ def _on_device(
             logits = model(images.to(device))
         logits = logits.float() if half else logits
         if settings.crop_size is not None:
-            logits = resize_logits(logits, (images.shape[-2], images.shape[-1]))
+            logits = resize_logits(logits, _size(images))
         return logits.to(home)
 
     return forward
@@ -350,8 +361,7 @@ def evaluate(
     ).to(device)
     for batch in batches:
         mask = batch["mask"].to(device)
-        size = (mask.shape[-2], mask.shape[-1])
-        predicted = predict(model, batch["image"], size, settings, device)
+        predicted = predict(model, batch["image"], _size(mask), settings, device)
         metric.update(predicted.to(device), mask)
         if save_to is not None:
             for name, labels in zip(batch["name"], predicted, strict=True):
