@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from segdeconv.whitening.blocks import Blocks
 from segdeconv.whitening.roots import MAX_STEPS_IN_SINGLE
-from segdeconv.whitening.sampling import PatchGrid
+from segdeconv.whitening.sampling import PatchGrid, add_moments_gradient
 
 LARGEST_ROOT = 64  # a program holds whole matrices in registers
 TILE = 64  # columns of a tile of the Gram matrix, at most
@@ -411,27 +411,34 @@ class _PatchMoments(torch.autograd.Function):
             return None, None, None, None, None
         x, mean = ctx.saved_tensors
         grid, blocks = ctx.grid, ctx.blocks
-        rows = grid.count(x.shape)
-        # The path through the centring vanishes: the centred samples sum to zero.
-        weight = (grad_covariance + grad_covariance.mT) / (rows * blocks.num // blocks.num_roots)
-        offset = grad_mean / blocks.rows_per_mean(rows)
-        if 0 in grad_x.stride():  # an expanded number, as after a sum: it cannot be added to
-            grad_x = grad_x.contiguous()
         if _apart(grid):
-            every = slice(None, None, grid.every)
-            torch.ops.segdeconv.patch_gram_backward(
-                grad_x[every],
-                x[every],
-                mean,
-                weight,
-                offset,
-                _as_integers(grid, blocks),
-                blocks.num,
-            )
-            return grad_x, None, None, None, None
-        centred = blocks.pool(blocks.centre_(grid.gather(x, mean.dtype), mean))
-        grad = blocks.centre_(blocks.unpool(torch.bmm(weight, centred)), -offset)
-        return grid.add_back(grad_x, grad), None, None, None, None
+            rows = grid.count(x.shape)
+            samples = rows * blocks.num // blocks.num_roots
+            weight = (grad_covariance + grad_covariance.mT) / samples
+            offset = grad_mean / blocks.rows_per_mean(rows)
+            grad_x = _add_gram_gradient(grad_x, x, mean, weight, offset, grid, blocks)
+        else:
+            grad_x = add_moments_gradient(grad_x, grad_mean, grad_covariance, x, mean, grid, blocks)
+        return grad_x, None, None, None, None
+
+
+def _add_gram_gradient(
+    grad_x: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    grid: PatchGrid,
+    blocks: Blocks,
+) -> Tensor:
+    """``grad_x`` plus ``weight @ (column - mean) + offset`` where columns were read, in place."""
+    if 0 in grad_x.stride():
+        grad_x = grad_x.contiguous()
+    read, integers = slice(None, None, grid.every), _as_integers(grid, blocks)
+    torch.ops.segdeconv.patch_gram_backward(
+        grad_x[read], x[read], mean, weight, offset, integers, blocks.num
+    )
+    return grad_x
 
 
 def _apart(grid: PatchGrid) -> bool:

@@ -324,14 +324,30 @@ class _Moments(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         x, mean = ctx.saved_tensors
-        blocks = ctx.blocks
-        columns = ctx.sampling.gather(x, mean.dtype)
-        centred = blocks.pool(blocks.centre_(columns, mean))
-        # The path through the centring vanishes: the centred samples sum to zero.
-        both = (grad_covariance + grad_covariance.mT).div_(centred.shape[-1])
-        grad = blocks.unpool(torch.bmm(both, centred))
-        grad = blocks.centre_(grad, grad_mean / -blocks.rows_per_mean(grad.shape[1]))
-        return ctx.sampling.add_back(grad_x, grad), None, None, None, None
+        grad_x = add_moments_gradient(
+            grad_x, grad_mean, grad_covariance, x, mean, ctx.sampling, ctx.blocks
+        )
+        return grad_x, None, None, None, None
+
+
+def add_moments_gradient(
+    grad_x: Tensor,
+    grad_mean: Tensor,
+    grad_covariance: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    sampling: Sampling,
+    blocks: Blocks,
+) -> Tensor:
+    """``grad_x`` plus what mean and covariance of the sampled columns of ``x`` add, in place."""
+    if 0 in grad_x.stride():  # an expanded number, as after a sum: it cannot be added to
+        grad_x = grad_x.contiguous()
+    centred = blocks.pool(blocks.centre_(sampling.gather(x, mean.dtype), mean))
+    # The path through the centring vanishes: the centred samples sum to zero.
+    both = (grad_covariance + grad_covariance.mT).div_(centred.shape[-1])
+    grad = blocks.unpool(torch.bmm(both, centred))
+    grad = blocks.centre_(grad, grad_mean / -blocks.rows_per_mean(grad.shape[1]))
+    return sampling.add_back(grad_x, grad)
 
 
 def sampled_moments(
