@@ -49,19 +49,18 @@ def main(arguments: list[str]) -> None:
         parser.read([*arguments, "--help"] if not arguments else arguments)
         raise UsageError("name the folder of a run first: python tools/eval.py RUN_DIR")
     run, *options = arguments
-    early = parser.read(options)
-    folder = find_run(Path(early.output_dir), run)
-    source = ["--config", str(folder / "config.yaml")]
-    config = parser.read([*source, *options])
+    folder = find_run(Path(parser.read(options).output_dir), run)
+    config = parser.read_run(folder, options)
     with joined_processes() as rank:
         scores, record = evaluate_run(parser, config, folder, rank)
     if rank > 0:
         return
-    path = Path(config.json or folder / result_name(record, config, parser.read(source)))
-    write_whole(path, json.dumps(record, indent=1) + "\n")
     print(scores)
     print(f"\n{record['images']} images of {record['split']}, labels at their own size")
     print(f"predicted: {record['mode']}")
+    path = Path(config.json or folder / result_name(record, config, parser.read_run(folder)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(record, indent=1) + "\n")
     print(f"written to {path}")
 
 

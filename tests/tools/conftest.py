@@ -41,6 +41,20 @@ def tool(capsys, monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def expect():
+    """``expect(tool(…), code, "word", …)``: a failure that is one sentence with these words."""
+
+    def check(result, code, *words):
+        found, _, err = result
+        assert found == code, err
+        sentence = err.strip().splitlines()
+        assert len(sentence) == 1 and sentence[0].startswith("error: "), err
+        assert [word for word in words if word not in sentence[0]] == [], sentence[0]
+
+    return check
+
+
+@pytest.fixture
 def config_file(tiny_config, tmp_path):
     """A config of a very small network on very small images, as a file."""
     path = tmp_path / "config.yaml"

@@ -109,6 +109,8 @@ def test_labels_keep_their_size_when_images_are_resized(trained, tool):
 
 def test_batches_and_limits_do_what_they_say(trained, tool):
     tool("eval", trained, "--json", "one.json")
+    assert tool("eval", trained, "--json", "results/of/one.json")[0] == 0
+    assert Path("results/of/one.json").read_bytes() == Path("one.json").read_bytes()
     tool("eval", trained, "--json", "two.json", "--data.val_batch_size", 2)
     one, two = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))
     assert np.abs(np.array(one["confusion"]) - two["confusion"]).sum() <= 20  # ties in an argmax
@@ -174,16 +176,7 @@ def small_run(tool, train_once):
     return copytree(train_once(), Path("runs/run"))
 
 
-def expect(result, code, *words):
-    found, _, err = result
-    assert found == code, err
-    lines = [line for line in err.strip().splitlines() if line.startswith("error")]
-    assert len(lines) == 1, err
-    for word in words:
-        assert word in lines[0], lines[0]
-
-
-def test_no_run_and_what_is_no_run_are_said(tool, tmp_path):
+def test_no_run_and_what_is_no_run_are_said(tool, tmp_path, expect):
     expect(tool("eval", "--device", "cpu"), 2, "name the folder of a run first")
     expect(tool("eval", tmp_path), 1, "is not the folder of a run")
     expect(tool("eval", "last"), 1, "no run in runs yet")
@@ -196,7 +189,7 @@ def test_help_is_short(tool, capsys):
         assert "usage: python tools/eval.py RUN_DIR" in capsys.readouterr().out
 
 
-def test_scores_of_a_part_have_a_file_of_their_own(small_run, tool):
+def test_scores_of_a_part_have_a_file_of_their_own(small_run, tool, expect):
     assert tool("eval", small_run)[0] == 0
     whole = (small_run / "eval_val_best.json").read_bytes()
     assert tool("eval", small_run, "--limit", 1)[0] == 0
@@ -206,7 +199,7 @@ def test_scores_of_a_part_have_a_file_of_their_own(small_run, tool):
     assert (small_run / "eval_val_best.json").read_bytes() == whole
 
 
-def test_predictions_replace_no_file(small_run, tool, tmp_path):
+def test_predictions_replace_no_file(small_run, tool, tmp_path, expect):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "00.png").write_bytes(b"mine")
     result = tool("eval", small_run, "--save-predictions", tmp_path / "masks")
@@ -214,7 +207,7 @@ def test_predictions_replace_no_file(small_run, tool, tmp_path):
     assert (tmp_path / "masks" / "00.png").read_bytes() == b"mine"
 
 
-def test_mistakes_are_one_sentence(small_run, tool):
+def test_mistakes_are_one_sentence(small_run, tool, expect):
     expect(tool("eval", small_run, "--spilt", "val"), 2, "unknown key spilt; did you mean split?")
     expect(tool("eval", small_run, "--split", "vall"), 1, "vall", "train, val, test")
     expect(tool("eval", small_run, "--device", "tpu9"), 1, "no device 'tpu9'", "--device cpu")
@@ -224,21 +217,21 @@ def test_mistakes_are_one_sentence(small_run, tool):
     expect(tool("eval", small_run), 1, "no weights", "weights.safetensors")
 
 
-def test_windows_that_cannot_be_are_refused(small_run, tool):
+def test_windows_that_cannot_be_are_refused(small_run, tool, expect):
     words = "--crop is for sliding windows; give --slide too"
     expect(tool("eval", small_run, "--crop", 24, 32), 1, words)
     result = tool("eval", small_run, "--slide", "--crop", 24, 32, "--stride", 25, 32)
     expect(result, 1, "pixels would lie between windows")
 
 
-def test_weights_of_another_network_are_refused(small_run, tool):
+def test_weights_of_another_network_are_refused(small_run, tool, expect):
     result = tool(
         "eval", small_run, "--model.operator", "batchnorm", "--model.operator_options", "{}"
     )
     expect(result, 1, "does not fit the network of the config", "unexpected")
 
 
-def test_a_checkpoint_runs_no_code(small_run, tool, tmp_path):
+def test_a_checkpoint_runs_no_code(small_run, tool, tmp_path, expect):
     class Trap:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "sprung",))

@@ -39,15 +39,6 @@ def assert_alike(found, expected):
     assert np.abs(blocks[0] - blocks[1]).max() < 12
 
 
-def expect(result, code, *words):
-    found, _, err = result
-    assert found == code, err
-    lines = [line for line in err.strip().splitlines() if line.startswith("error")]
-    assert len(lines) == 1, err
-    for word in words:
-        assert word in lines[0], lines[0]
-
-
 def test_ids_are_those_that_the_evaluation_writes(tool, photos):
     assert tool("predict", "runs/run", photos, "--write", "ids", "--out", "mine")[0] == 0
     assert pictures_in(Path("mine")) == [
@@ -75,7 +66,7 @@ def test_each_kind_shows_the_same_classes(tool, photos):
         assert_alike(read(f"predictions/{kind}/00.jpg"), expected)
 
 
-def test_a_palette_gives_names_colours_and_ids(tool, photos, tmp_path):
+def test_a_palette_gives_names_colours_and_ids(tool, photos, tmp_path, expect):
     classes = [{"name": str(n), "id": 100 + n, "colour": [n, 2 * n, 250 - n]} for n in range(11)]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"classes": classes}))
     given = ("predict", "runs/run", photos / "00.png")
@@ -110,7 +101,7 @@ def test_what_cannot_be_read_is_left_out_and_reported_at_the_end(tool, photos):
     assert "error: 2 files could not be read" in last
 
 
-def test_nothing_is_replaced_unless_asked_for(tool, photos):
+def test_nothing_is_replaced_unless_asked_for(tool, photos, expect):
     assert tool("predict", "runs/run", photos / "00.png")[0] == 0
     path = Path("predictions/overlay/00.jpg")
     path.write_bytes(b"mine")
@@ -140,7 +131,7 @@ def test_an_interruption_loses_nothing_that_is_done(tool, photos, monkeypatch):
     assert read("predictions/overlay/01.jpg").shape == (40, 48, 3)
 
 
-def test_a_video_becomes_a_video_of_overlays_and_frames_if_asked_for(tool, photos):
+def test_a_video_becomes_a_video_of_overlays_and_frames_if_asked_for(tool, photos, expect):
     with video_writer(Path("drive.mp4"), 5.0) as add:
         for _ in range(3):
             add(read(photos / "00.png"))
@@ -215,7 +206,7 @@ def test_help_has_examples(tool, capsys):
         assert "\nExamples\n" in shown and "--tta" in shown
 
 
-def test_mistakes_are_one_sentence_before_anything_is_written(tool, photos):
+def test_mistakes_are_one_sentence_before_anything_is_written(tool, photos, expect):
     expect(tool("predict", "runs/run"), 2, "name the folder of a run, then images")
     expect(tool("predict", "runs/run", "nowhere.png"), 1, "there is no nowhere.png")
     given = ("predict", "runs/run", photos)
