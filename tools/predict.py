@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
         )
     run, *inputs = first
     folder = find_run(Path(early.output_dir), run)
-    config = parser.read(["--config", str(folder / "config.yaml"), *options])
+    config = parser.read_run(folder, options)
     done, problems = predict_run(parser, config, folder, inputs)
     print(f"{done} of {done + len(problems)} files predicted, written to {config.out}")
     if problems:

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     earlier = None
     if config.resume:
         earlier = find_run(Path(config.output_dir), config.resume)
-        config = parser.read(["--config", str(earlier / "config.yaml"), *arguments])
+        config = parser.read_run(earlier, arguments)
     elif not config.config:
         raise UsageError("give a config: python tools/train.py --config configs/quickstart.yaml")
     del config["resume"]

@@ -132,6 +132,14 @@ class ConfigParser:
         del config["base"]
         return config
 
+    def read_run(self, folder: Path, changes: Sequence[str] = ()) -> Namespace:
+        """The configuration of the run in ``folder``, and what the arguments ``changes`` change.
+
+        Raises:
+            UsageError: If a key, a value or a file is wrong.
+        """
+        return self.read(["--config", str(folder / "config.yaml"), *changes])
+
     def write(self, config: Namespace) -> str:
         """The whole configuration as YAML, to be read again."""
         return str(self.parser.dump(config, skip_unset=False, skip_validation=True))

@@ -19,7 +19,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.distributed
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -36,6 +35,7 @@ from segdeconv.data.transforms import (
     released_transform,
     train_transform,
 )
+from segdeconv.training.processes import rank_and_world_size
 from segdeconv.training.ranges import check_ranges
 
 
@@ -245,11 +245,16 @@ class SegmentationData(LightningDataModule):
             max_class_ratio="above 0, at most 1",
             std="above 0",
         )
+        if shorter_side is not None and crop_size is None:
+            raise ValueError(
+                "data.shorter_side is for training on crops, and data.crop_size is null; give "
+                "--data.crop_size '[480, 480]', or leave data.shorter_side out"
+            )
         self.dataset, self.root, self.options = dataset, root, options or {}
         self.splits = {"train": train_split, "val": val_split}
         self.batch_size, self.val_batch_size, self.seed = batch_size, val_batch_size, seed
         self.num_workers = _workers() if num_workers is None else num_workers
-        self._resize, self._val_resize = resize, val_resize or resize
+        self._resize, self.val_resize = resize, val_resize or resize
         self._batches_done, self._steps_before = 0, 0
         self._normalise = {"mean": mean, "std": std}
         self._augment: dict[str, Any] = {"crop_size": crop_size, "flip": flip, **self._normalise}
@@ -269,7 +274,7 @@ class SegmentationData(LightningDataModule):
     @cached_property
     def val_set(self) -> Any:
         """The validation split, its labels at their original size."""
-        return self.open(self.splits["val"], self._eval_transform())
+        return self.open(self.splits["val"], self.eval_transform())
 
     @property
     def label_set(self) -> LabelSet:
@@ -300,9 +305,15 @@ class SegmentationData(LightningDataModule):
             raise ValueError(f"data set {self.dataset!r} needs its folder; give --data.root FOLDER")
         return kind(split=split, transform=transform, **arguments)
 
+    def eval_transform(self) -> Any:
+        """What validation does with an image; labels keep their size."""
+        transform = eval_transform(**self._normalise)
+        return Resized(self.val_resize, transform, masks=False) if self.val_resize else transform
+
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled, augmented batches of one size."""
-        sampler = TrainSampler(len(self.train_set), self.batch_size, self.seed, *_process())
+        processes = rank_and_world_size()
+        sampler = TrainSampler(len(self.train_set), self.batch_size, self.seed, *processes)
         if self._steps_before not in (0, sampler.steps):
             raise ValueError(
                 f"an epoch of this run has {self._steps_before} steps, and would now have "
@@ -313,10 +324,10 @@ class SegmentationData(LightningDataModule):
         sampler.start_at(epoch, step)
         return self._loader(self.train_set, sampler, self.batch_size, keep=True)
 
-    def val_dataloader(self, limit: int = 0) -> DataLoader[dict[str, Any]]:
-        """Validation images in order (the first ``limit``; 0: all), each in one process only."""
-        length = min(limit or len(self.val_set), len(self.val_set))
-        sampler = EvalSampler(length, *_process())
+    def val_dataloader(self, count: int | None = None) -> DataLoader[dict[str, Any]]:
+        """Validation images in order (the first ``count``; None: all), each in one process only."""
+        count = len(self.val_set) if count is None else count
+        sampler = EvalSampler(count, *rank_and_world_size())
         return self._loader(self.val_set, sampler, self.val_batch_size, keep=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -355,18 +366,7 @@ class SegmentationData(LightningDataModule):
             transform = train_transform(**self._scale, **self._augment)
         return Resized(self._resize, transform, masks=True) if self._resize else transform
 
-    def _eval_transform(self) -> Any:
-        transform = eval_transform(**self._normalise)
-        return Resized(self._val_resize, transform, masks=False) if self._val_resize else transform
-
 
 def _workers() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(8, cores or 1)
-
-
-def _process() -> tuple[int, int]:
-    """Rank and number of processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -1,6 +1,7 @@
 """Evaluate the network of a run: its config says what it is, its weights are numbers only."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,20 @@ def evaluate_run(
         wait_for_all()  # before one of the processes writes into it
     settings = prediction_of(config)
     config.data.val_split = config.split or config.data.val_split
-    config.model.weights = None  # what training started from is in the run's weights
     built = parser.instantiate(config)
     data: SegmentationData = built.data
     device = pick_device(config.device)
     path = checkpoint_path(folder, config.checkpoint)
     network = load_network(built.model, data.label_set, path).to(device)
-    loader = data.val_dataloader(config.limit or 0)
+    images = min(config.limit or len(data.val_set), len(data.val_set))
     scores = evaluate(
         network,
-        tqdm(loader, desc=config.data.val_split, unit="batch", disable=rank > 0 or None),
+        tqdm(
+            data.val_dataloader(images),
+            desc=config.data.val_split,
+            unit="batch",
+            disable=rank > 0 or None,
+        ),
         data.label_set,
         device,
         Path(config.save_predictions) if config.save_predictions else None,
@@ -66,9 +71,9 @@ def evaluate_run(
         "run": str(folder),
         "weights": str(path),
         "split": config.data.val_split,
-        "images": min(config.limit or len(data.val_set), len(data.val_set)),
+        "images": images,
         "mode": str(settings),
-        "resize": config.data.val_resize or config.data.resize,
+        "resize": data.val_resize,
         "precision": settings.precision,
         "device": str(device),
         "commit": about["commit"],
@@ -84,7 +89,8 @@ def load_network(options: NetworkOptions, label_set: LabelSet, path: Path) -> Se
     Raises:
         ValueError: If they are those of another network, or cannot be read.
     """
-    network = build_network(options, label_set)
+    # what training started from is in the run's weights
+    network = build_network(replace(options, weights=None), label_set)
     weights = read_weights(path)
     check_fit(network, weights, path)
     network.load_state_dict(weights)

@@ -14,11 +14,9 @@ from tqdm import tqdm
 from segdeconv.data.labels import CAMVID, CITYSCAPES, LabelSet, load_label_set
 from segdeconv.data.media import Source, Video, find_sources, video_writer
 from segdeconv.data.readers import ImageArray, LabelArray, read_image
-from segdeconv.data.transforms import eval_transform
 from segdeconv.inference import Model, OnnxModel, Prediction, predict
 from segdeconv.pictures import colour_mask, encode, overlay, side_by_side
 from segdeconv.training.cli import ConfigParser
-from segdeconv.training.data_module import Resized
 from segdeconv.training.evaluation import checkpoint_path, load_network, pick_device
 from segdeconv.training.prediction_options import prediction_of
 from segdeconv.training.run_folder import write_whole
@@ -109,18 +107,14 @@ def make_predictor(
     Images are normalised, and resized, as in the run's validation.
     """
     settings, device = prediction_of(config), pick_device(config.device)
-    size = config.data.val_resize or config.data.resize
-    transform: Any = eval_transform(config.data.mean, config.data.std)
-    transform = Resized(size, transform, masks=False) if size else transform
+    built = parser.instantiate(config)
     model: Model
     if config.onnx:
         model = OnnxModel(Path(config.onnx), device)
     else:
-        config.model.weights = None  # what training started from is in the run's weights
-        options = parser.instantiate(config).model
         path = checkpoint_path(folder, config.checkpoint)
-        model = load_network(options, label_set, path).to(device)
-    return partial(predict_image, model, transform, settings, device)
+        model = load_network(built.model, label_set, path).to(device)
+    return partial(predict_image, model, built.data.eval_transform(), settings, device)
 
 
 def predict_image(

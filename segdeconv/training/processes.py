@@ -1,4 +1,4 @@
-"""A tool that was started in several processes, by torchrun."""
+"""Several processes: those that torchrun started a tool in, or that Lightning trains in."""
 
 import os
 from collections.abc import Iterator
@@ -24,7 +24,14 @@ def joined_processes() -> Iterator[int]:
         dist.destroy_process_group()
 
 
+def rank_and_world_size() -> tuple[int, int]:
+    """Number of this process and of all that are joined: (0, 1) for one alone."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
 def wait_for_all() -> None:
     """Go on when every process has come here."""
-    if dist.is_available() and dist.is_initialized():
+    if rank_and_world_size()[1] > 1:
         dist.barrier()

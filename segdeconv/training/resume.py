@@ -19,6 +19,20 @@ FREE = {
 UPWARDS = {"trainer.max_epochs", "trainer.max_steps"}
 
 
+def check_complete(checkpoint: Mapping[str, Any], folder: Path) -> None:
+    """Look whether the last checkpoint of the run in ``folder`` says how far the run had come.
+
+    Raises:
+        ValueError: If it does not, as those that were saved by versions before that was kept.
+    """
+    if "recorded_step" not in checkpoint.get("callbacks", {}).get("SaveRun", {}):
+        raise ValueError(
+            f"the last checkpoint of {folder} does not say how far the run had come, so it was "
+            "saved by an earlier version; start a new run, with --model.weights "
+            f"{folder}/weights.safetensors if it is to begin where this one is"
+        )
+
+
 def check_changes(recorded: Namespace, config: Namespace, folder: Path) -> None:
     """Compare the configuration of a run with that it is to go on with.
 

@@ -22,7 +22,7 @@ from segdeconv.training.cli import ConfigParser
 from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.progress import Progress
 from segdeconv.training.recording import SaveRun
-from segdeconv.training.resume import check_changes, finished
+from segdeconv.training.resume import check_changes, check_complete, finished
 from segdeconv.training.run_folder import (
     WholeCheckpointIO,
     check_fit,
@@ -34,7 +34,7 @@ from segdeconv.training.run_folder import (
 )
 from segdeconv.training.task import SegmentationTask, build_network
 
-# Lightning's remarks that ask for nothing: our loaders choose their workers, and are resumable.
+# Remarks that ask for nothing: our loaders choose their workers, and are resumable.
 QUIET = (
     "does not have many workers",
     "is smaller than the logging interval",
@@ -43,6 +43,7 @@ QUIET = (
     "Checkpoint directory",
     "LeafSpec",
     "compute.. method of metric MeanMetric was called before",
+    "a tuple is serialized as list",  # jsonargparse's, of transforms in config.yaml
 )
 
 
@@ -75,7 +76,8 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
     checkpoint: dict[str, Any] = {}
     if earlier and last:
         checkpoint = read_checkpoint(last)
-        check_changes(parser.read(["--config", str(earlier / "config.yaml")]), config, earlier)
+        check_complete(checkpoint, earlier)
+        check_changes(parser.read_run(earlier), config, earlier)
         if where := finished(checkpoint, config.trainer):
             print(
                 f"nothing to do: {earlier} finished at {where}; to train on, give a larger "
@@ -88,6 +90,7 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
     task = build_task(built)
     if last:
         check_fit(task.network, weights_in(checkpoint), last)
+        checkpoint.clear()  # Lightning reads it again; this one would be held for the whole run
     folder = earlier or new_folder(config)
     record = SaveRun(folder, StopRequest(), config.save_every_n_steps)
     try:
@@ -243,4 +246,4 @@ def hush() -> None:
     """Leave out what Lightning says about itself."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for words in QUIET:
-        warnings.filterwarnings("ignore", message=f".*{words}")
+        warnings.filterwarnings("ignore", message=f"(?s).*{words}")

@@ -149,21 +149,11 @@ def contents(folder):
     return {path: path.read_bytes() for path in paths}
 
 
-def expect(result, code, *words):
-    """A failure that is one sentence on standard error with these words."""
-    found, _, err = result
-    assert found == code, err
-    sentence = err.strip().splitlines()
-    assert len(sentence) == 1, err
-    for word in words:
-        assert word in sentence[0], sentence[0]
-
-
-def test_no_config_is_a_usage_mistake(tool):
+def test_no_config_is_a_usage_mistake(tool, expect):
     expect(tool("train"), 2, "give a config", "configs/quickstart.yaml")
 
 
-def test_a_typo_in_a_key_names_the_nearest_right_one(tool, config_file):
+def test_a_typo_in_a_key_names_the_nearest_right_one(tool, config_file, expect):
     config_file.write_text(config_file.read_text().replace("encoder:", "encodr:"))
     expect(tool("train", "--config", config_file), 2, "model.encodr", "did you mean model.encoder?")
 
@@ -196,6 +186,10 @@ BIG_CROP = (
             ["'num_groups': 'a'"],
         ),
         (["--data.shorter_side", "[10, 5]"], ["shorter_side=[10, 5]", "smaller one first"]),
+        (
+            ["--data.shorter_side", "[40, 50]", "--data.crop_size", "null"],
+            ["data.shorter_side", "data.crop_size"],
+        ),
         (["--data.crop_size", "null"], ["must have one size", "data.crop_size"]),
         (["--data.crop_size", "null", "--data.num_workers", 1], ["must have one size"]),
         (
@@ -219,7 +213,7 @@ BIG_CROP = (
     ids=lambda value: str(value[0]) if isinstance(value, list) and "--" in str(value[0]) else "",
 )
 def test_a_wish_that_cannot_be_is_one_sentence_and_leaves_no_weights(
-    tool, config_file, options, words
+    tool, config_file, options, words, expect
 ):
     if "gpu" in options and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
@@ -233,23 +227,37 @@ def test_a_warm_up_that_does_not_end_is_said(tool, config_file):
     assert "note: the warm-up of 1000 steps does not end in this run of 5" in out
 
 
-def test_a_damaged_record_of_the_environment_is_named(trained, tool):
+def test_a_damaged_record_of_the_environment_is_named(trained, tool, expect):
     (trained / "environment.json").write_text("")
     result = tool("train", "--resume", trained, "--trainer.max_epochs", 2)
     expect(result, 1, "environment.json is damaged", "move it away")
 
 
-def test_resume_of_what_is_no_run_is_said(tool, tmp_path):
+def test_resume_of_what_is_no_run_is_said(tool, tmp_path, expect):
     expect(tool("train", "--resume", "last"), 1, "no run in runs yet")
     expect(tool("train", "--resume", tmp_path), 1, "is not the folder of a run")
 
 
-def test_resume_before_anything_was_saved_is_said(trained, tool):
+def test_resume_before_anything_was_saved_is_said(trained, tool, expect):
     (trained / "checkpoints" / "last.ckpt").unlink()
     expect(tool("train", "--resume", trained), 1, "no checkpoint", "last.ckpt")
 
 
-def test_resume_with_another_network_is_said_and_spoils_nothing(trained, tool):
+def test_resume_of_what_an_earlier_version_saved_is_said_and_spoils_nothing(trained, tool, expect):
+    last = trained / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    for record in (checkpoint["callbacks"]["SaveRun"], checkpoint["callbacks"], checkpoint):
+        for key in ("recorded_step", "SaveRun", "callbacks"):
+            record.pop(key, None)
+        torch.save(checkpoint, last)
+        before = contents(trained)
+        result = tool("train", "--resume", trained, "--trainer.max_epochs", 2)
+        words = ["an earlier version", "new run, with --model.weights runs/run/weights.safetensors"]
+        expect(result, 1, *words)
+        assert contents(trained) == before
+
+
+def test_resume_with_another_network_is_said_and_spoils_nothing(trained, tool, expect):
     config = (trained / "config.yaml").read_text()
     (trained / "config.yaml").write_text(config.replace("tu-mobilenetv3_small_050", "resnet18"))
     before = contents(trained)
@@ -273,7 +281,7 @@ def test_resume_with_another_network_is_said_and_spoils_nothing(trained, tool):
     ids=lambda value: value[0],
 )
 def test_what_cannot_change_on_resume_is_refused_and_the_run_stays_as_it_was(
-    trained, tool, options, words
+    trained, tool, options, words, expect
 ):
     before = contents(trained)
     longer = [] if "max_" in options[0] else ["--trainer.max_epochs", 2]
@@ -282,7 +290,9 @@ def test_what_cannot_change_on_resume_is_refused_and_the_run_stays_as_it_was(
     assert contents(trained) == before
 
 
-def test_resume_with_fewer_images_is_refused_and_the_run_stays_as_it_was(trained, tool, tiny_copy):
+def test_resume_with_fewer_images_is_refused_and_the_run_stays_as_it_was(
+    trained, tool, tiny_copy, expect
+):
     for kind in ("images", "masks"):
         for name in ("03.png", "04.png"):
             (tiny_copy / "train" / kind / name).unlink()
@@ -321,20 +331,20 @@ def test_the_report_of_loaded_weights_is_said_and_kept(trained, tool, config_fil
 # ------------------------------------------------------------------------------------- broken data
 
 
-def test_a_data_folder_that_is_missing_or_empty_is_said(tool, config_file, tmp_path):
+def test_a_data_folder_that_is_missing_or_empty_is_said(tool, config_file, tmp_path, expect):
     (tmp_path / "empty").mkdir()
     for folder in ("nowhere", "empty"):
         result = tool("train", "--config", config_file, "--data.root", tmp_path / folder)
         expect(result, 1, folder, "CamVid")
 
 
-def test_images_without_masks_are_counted(tool, config_file, tiny_copy):
+def test_images_without_masks_are_counted(tool, config_file, tiny_copy, expect):
     (tiny_copy / "train" / "masks" / "03.png").unlink()
     result = tool("train", "--config", config_file, "--data.root", tiny_copy)
     expect(result, 1, "1 of 10 images", "03.png")
 
 
-def test_a_label_outside_the_classes_is_named_with_its_file(tool, config_file, tiny_copy):
+def test_a_label_outside_the_classes_is_named_with_its_file(tool, config_file, tiny_copy, expect):
     path = tiny_copy / "train" / "masks" / "03.png"
     mask = np.array(Image.open(path))
     mask[5, 5] = 77
@@ -348,14 +358,16 @@ def truncate(path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_truncated_image_is_named_also_out_of_a_worker(tool, config_file, tiny_copy, workers):
+def test_a_truncated_image_is_named_also_out_of_a_worker(
+    tool, config_file, tiny_copy, workers, expect
+):
     truncate(tiny_copy / "train" / "images" / "03.png")
     options = ["--data.root", tiny_copy, "--data.num_workers", workers, "--check_data", "false"]
     result = tool("train", "--config", config_file, *options)
     expect(result, 1, "03.png", "cannot read")
 
 
-def test_the_check_before_training_finds_a_truncated_image(tool, config_file, tiny_copy):
+def test_the_check_before_training_finds_a_truncated_image(tool, config_file, tiny_copy, expect):
     truncate(tiny_copy / "val" / "images" / "02.png")
     result = tool("train", "--config", config_file, "--data.root", tiny_copy)
     expect(result, 1, "validation data", "02.png")
@@ -383,7 +395,7 @@ def test_batches_without_a_labelled_pixel_do_no_harm(tool, config_file, tiny_cop
     ids=str,
 )
 def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_nothing_is_saved(
-    tool, config_file, options
+    tool, config_file, options, expect
 ):
     result = tool("train", "--config", config_file, "--optimizer.lr", 1e30, *options)
     expect(result, 1, "the loss is nan at step", "lower optimizer.lr")
@@ -392,7 +404,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_nothing_is_saved(
     assert kept == [] and not Path("runs/run/weights.safetensors").exists()
 
 
-def test_a_later_loss_that_is_no_number_leaves_the_good_states_alone(trained, tool):
+def test_a_later_loss_that_is_no_number_leaves_the_good_states_alone(trained, tool, expect):
     before = contents(trained / "checkpoints")
     state = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     state["optimizer_states"][0]["state"][0]["momentum_buffer"][:] = float("nan")
@@ -407,7 +419,9 @@ def test_a_later_loss_that_is_no_number_leaves_the_good_states_alone(trained, to
 # ------------------------------------------------------------------------------- a disk that fills
 
 
-def test_a_full_disk_while_saving_leaves_the_previous_checkpoint_whole(trained, tool, monkeypatch):
+def test_a_full_disk_while_saving_leaves_the_previous_checkpoint_whole(
+    trained, tool, monkeypatch, expect
+):
     last = trained / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
 
