@@ -62,7 +62,7 @@ class Progress(Callback):
         left = (now - self._begin) / max(1, done) * (self._total - trainer.global_step)
         text = (
             f"epoch {trainer.current_epoch + 1}  loss {outputs['loss'].item():.3f}  "
-            f"lr {trainer.optimizers[0].param_groups[0]['lr']:.3g}  {speed:.1f} images/s  "
+            f"lr {task.lr:.3g}  {speed:.1f} images/s  "
             f"ETA {timedelta(seconds=round(left))}"
         )
         if self.terminal:

@@ -122,7 +122,7 @@ class SaveRun(Checkpoint):
             self.best = record
         # The last state goes last: whatever fails before it is done again by a resumed run.
         if trainer.is_global_zero:
-            self._write_tables(trainer, record)
+            self._write_tables(trainer, task, record)
         if improved:
             trainer.save_checkpoint(self.folder / "checkpoints" / "best.ckpt")
             self._save_weights(trainer, task)
@@ -151,27 +151,29 @@ class SaveRun(Checkpoint):
 
     def _stop_everywhere(self, trainer: Trainer) -> bool:
         """Whether any process was asked to stop; all must agree, or they wait for one another."""
-        if trainer.world_size == 1:
-            return self.stop.made
         return trainer.strategy.reduce_boolean_decision(self.stop.made, all=False)
 
     def _restart_clock(self) -> None:
         self._started, self._images = time.monotonic(), 0
 
-    def _write_tables(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def _write_tables(
+        self, trainer: Trainer, task: SegmentationTask, record: dict[str, Any]
+    ) -> None:
         scores = {"best": self.best, "last": record}
         write_whole(self.folder / "metrics.json", json.dumps(scores, indent=1) + "\n")
         path = self.folder / "metrics.csv"
         before = path.read_text() if path.exists() else ""
-        write_whole(path, before + _csv([self._row(trainer, record)], header=not before))
+        write_whole(path, before + _csv([self._row(trainer, task, record)], header=not before))
 
-    def _row(self, trainer: Trainer, record: dict[str, Any]) -> dict[str, Any]:
+    def _row(
+        self, trainer: Trainer, task: SegmentationTask, record: dict[str, Any]
+    ) -> dict[str, Any]:
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         kept = ("miou", "mean_accuracy", "pixel_accuracy")
         return {
             "epoch": record["epoch"],
             "step": record["step"],
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": task.lr,
             "train_loss": logged.get("train/mean_loss", math.nan),
             "val_loss": logged["val/loss"],
             **{name: record[name] for name in kept},
