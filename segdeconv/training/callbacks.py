@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
-from segdeconv.training.data_module import mix_seeds
+from segdeconv.training.loading import mix_seeds
 
 
 class RunStopped(Exception):

@@ -1,27 +1,16 @@
-"""Loaders whose order and augmentations are a function of (seed, epoch, image) alone.
-
-Every sample travels through the loader with its own seed, so a run repeats bit for bit whatever
-the number of workers, and resumes at any step as if it had never stopped. albumentations' own
-generators would give each worker, and each epoch, the same augmentations (its issue 2473).
-
-Evaluation gives process r the images r, r + world, …: nothing is counted twice. Lightning's own
-sampler pads, and counted 5 images as 6 with two processes.
-"""
+"""The data of a run: which set, how it is augmented, how it is loaded."""
 
 import inspect
-import os
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader
 
 from segdeconv.data import DATASETS
 from segdeconv.data.labels import LabelSet
@@ -35,91 +24,14 @@ from segdeconv.data.transforms import (
     released_transform,
     train_transform,
 )
+from segdeconv.training.loading import (
+    EvalSampler,
+    TrainSampler,
+    default_workers,
+    make_loader,
+)
 from segdeconv.training.processes import rank_and_world_size
 from segdeconv.training.ranges import check_ranges
-
-
-def mix_seeds(*seeds: int) -> int:
-    """One 32-bit seed from several numbers; near inputs give unrelated outputs."""
-    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
-
-
-class TrainSampler(Sampler[tuple[int, int]]):
-    """(index, augmentation seed) of each sample of an epoch, in an order drawn from the seed.
-
-    Args:
-        length: Samples in the data set.
-        batch_size: Samples per step of one process; a last, smaller step is left out.
-        seed: Seed of the run.
-        rank: This process.
-        world_size: Number of processes; together they see each sample at most once per epoch.
-
-    Raises:
-        ValueError: If the samples do not fill one step.
-    """
-
-    def __init__(
-        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.steps = length // (batch_size * world_size)
-        if not self.steps:
-            raise ValueError(
-                f"{length} training images do not fill one step of {world_size} x {batch_size}; "
-                "lower data.batch_size"
-            )
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.skip = (0, 0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
-        self.epoch = epoch
-
-    def start_at(self, epoch: int, step: int) -> None:
-        """Leave out the first ``step`` steps of ``epoch``: a resumed run has seen them."""
-        self.epoch = epoch
-        self.skip = (epoch, step)
-
-    def __len__(self) -> int:
-        return self.steps * self.batch_size
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch
-        generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
-        mine = order[self.rank :: self.world_size][: len(self)]
-        first = self.skip[1] * self.batch_size if epoch == self.skip[0] else 0
-        for index in mine[first:]:
-            yield index, mix_seeds(self.seed, epoch, index)
-
-
-class EvalSampler(Sampler[tuple[int, int]]):
-    """(index, 0) of every ``world_size``-th sample from ``rank`` on, none twice."""
-
-    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, length, world_size)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(index, 0) for index in self.indices])
-
-
-class SeededSamples(Dataset[dict[str, Any]]):
-    """A data set that is asked for (index, seed), and draws its augmentation from that seed."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        index, seed = key
-        self.dataset.transform.set_random_seed(seed)
-        return self.dataset[index]  # type: ignore[no-any-return]
 
 
 class Resized:
@@ -149,31 +61,6 @@ class Resized:
         small = cv2.resize(mask, width_height, interpolation=cv2.INTER_NEAREST_EXACT)
         sample: dict[str, Tensor] = self.transform(image=image, mask=small)
         return sample if self.masks else {**sample, "mask": torch.from_numpy(mask).long()}
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """One batch of samples.
-
-    Raises:
-        ValueError: If their images or their masks differ in size.
-    """
-    first = samples[0]
-    for sample in samples[1:]:
-        for part in ("image", "mask"):
-            one, other = (tuple(each[part].shape[-2:]) for each in (first, sample))
-            if one != other:
-                raise ValueError(
-                    f"the {part}s of a batch must have one size, but {first['name']} has "
-                    f"{list(one)} and {sample['name']} {list(other)}; in training give "
-                    "data.crop_size or data.batch_size 1, in validation data.val_batch_size 1"
-                )
-    return default_collate(samples)  # type: ignore[no-any-return]
-
-
-def init_worker(worker_id: int) -> None:
-    """Set up a loader's process: one thread, and Ctrl-C is the main process's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)
 
 
 class SegmentationData(LightningDataModule):
@@ -253,7 +140,7 @@ class SegmentationData(LightningDataModule):
         self.dataset, self.root, self.options = dataset, root, options or {}
         self.splits = {"train": train_split, "val": val_split}
         self.batch_size, self.val_batch_size, self.seed = batch_size, val_batch_size, seed
-        self.num_workers = _workers() if num_workers is None else num_workers
+        self.num_workers = default_workers() if num_workers is None else num_workers
         self._resize, self.val_resize = resize, val_resize or resize
         self._batches_done, self._steps_before = 0, 0
         self._normalise = {"mean": mean, "std": std}
@@ -322,13 +209,17 @@ class SegmentationData(LightningDataModule):
         self._steps = sampler.steps
         epoch, step = divmod(self._batches_done, sampler.steps)
         sampler.start_at(epoch, step)
-        return self._loader(self.train_set, sampler, self.batch_size, keep=True)
+        return make_loader(
+            self.train_set, sampler, self.batch_size, self.num_workers, keep_workers=True
+        )
 
     def val_dataloader(self, count: int | None = None) -> DataLoader[dict[str, Any]]:
         """Validation images in order (the first ``count``; None: all), each in one process only."""
         count = len(self.val_set) if count is None else count
         sampler = EvalSampler(count, *rank_and_world_size())
-        return self._loader(self.val_set, sampler, self.val_batch_size, keep=False)
+        return make_loader(
+            self.val_set, sampler, self.val_batch_size, self.num_workers, keep_workers=False
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Batches that training has taken so far, for a resume in mid-epoch."""
@@ -341,22 +232,6 @@ class SegmentationData(LightningDataModule):
         self._batches_done = state_dict["batches_done"]
         self._steps_before = state_dict["steps_per_epoch"]
 
-    def _loader(
-        self, samples: Any, sampler: Sampler[Any], batch_size: int, keep: bool
-    ) -> DataLoader[dict[str, Any]]:
-        return DataLoader(
-            SeededSamples(samples),
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            worker_init_fn=init_worker,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=keep and self.num_workers > 0,
-            # its own generator: a loader draws a seed from the global one whenever it starts
-            generator=torch.Generator(),
-        )
-
     def _train_transform(self) -> Any:
         if self._train_transforms is not None:
             transform = compose(self._train_transforms)
@@ -365,8 +240,3 @@ class SegmentationData(LightningDataModule):
         else:
             transform = train_transform(**self._scale, **self._augment)
         return Resized(self._resize, transform, masks=True) if self._resize else transform
-
-
-def _workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(8, cores or 1)

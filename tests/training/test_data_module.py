@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from segdeconv.training.data_module import EvalSampler, SegmentationData, TrainSampler
+from segdeconv.training.data_module import SegmentationData
+from segdeconv.training.loading import EvalSampler, TrainSampler
 
 
 @pytest.fixture

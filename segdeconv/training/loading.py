@@ -1,0 +1,159 @@
+"""Loaders whose order and augmentations are a function of (seed, epoch, image) alone.
+
+Every sample travels through the loader with its own seed, so a run repeats bit for bit whatever
+the number of workers, and resumes at any step as if it had never stopped. albumentations' own
+generators would give each worker, and each epoch, the same augmentations (its issue 2473).
+
+Evaluation gives process r the images r, r + world, …: nothing is counted twice. Lightning's own
+sampler pads, and counted 5 images as 6 with two processes.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+
+def mix_seeds(*seeds: int) -> int:
+    """One 32-bit seed from several numbers; near inputs give unrelated outputs."""
+    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
+
+
+class TrainSampler(Sampler[tuple[int, int]]):
+    """(index, augmentation seed) of each sample of an epoch, in an order drawn from the seed.
+
+    Args:
+        length: Samples in the data set.
+        batch_size: Samples per step of one process; a last, smaller step is left out.
+        seed: Seed of the run.
+        rank: This process.
+        world_size: Number of processes; together they see each sample at most once per epoch.
+
+    Raises:
+        ValueError: If the samples do not fill one step.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.steps = length // (batch_size * world_size)
+        if not self.steps:
+            raise ValueError(
+                f"{length} training images do not fill one step of {world_size} x {batch_size}; "
+                "lower data.batch_size"
+            )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.skip = (0, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def start_at(self, epoch: int, step: int) -> None:
+        """Leave out the first ``step`` steps of ``epoch``: a resumed run has seen them."""
+        self.epoch = epoch
+        self.skip = (epoch, step)
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        mine = order[self.rank :: self.world_size][: len(self)]
+        first = self.skip[1] * self.batch_size if epoch == self.skip[0] else 0
+        for index in mine[first:]:
+            yield index, mix_seeds(self.seed, epoch, index)
+
+
+class EvalSampler(Sampler[tuple[int, int]]):
+    """(index, 0) of every ``world_size``-th sample from ``rank`` on, none twice."""
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(index, 0) for index in self.indices])
+
+
+class SeededSamples(Dataset[dict[str, Any]]):
+    """A data set that is asked for (index, seed), and draws its augmentation from that seed."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, seed = key
+        self.dataset.transform.set_random_seed(seed)
+        return self.dataset[index]  # type: ignore[no-any-return]
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """One batch of samples.
+
+    Raises:
+        ValueError: If their images or their masks differ in size.
+    """
+    first = samples[0]
+    for sample in samples[1:]:
+        for part in ("image", "mask"):
+            one, other = (tuple(each[part].shape[-2:]) for each in (first, sample))
+            if one != other:
+                raise ValueError(
+                    f"the {part}s of a batch must have one size, but {first['name']} has "
+                    f"{list(one)} and {sample['name']} {list(other)}; in training give "
+                    "data.crop_size or data.batch_size 1, in validation data.val_batch_size 1"
+                )
+    return default_collate(samples)  # type: ignore[no-any-return]
+
+
+def init_worker(worker_id: int) -> None:
+    """Set up a loader's process: one thread, and Ctrl-C is the main process's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+
+
+def make_loader(
+    samples: Any, sampler: Sampler[Any], batch_size: int, num_workers: int, keep_workers: bool
+) -> DataLoader[dict[str, Any]]:
+    """A loader of batches of ``samples``, a data set with a `transform` that can be seeded.
+
+    Args:
+        samples: The data set.
+        sampler: A `TrainSampler` or `EvalSampler`.
+        batch_size: Samples per batch.
+        num_workers: Loader processes; 0: none, this process loads.
+        keep_workers: Whether they live on from one epoch to the next.
+    """
+    return DataLoader(
+        SeededSamples(samples),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        worker_init_fn=init_worker,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=keep_workers and num_workers > 0,
+        # its own generator: a loader draws a seed from the global one whenever it starts
+        generator=torch.Generator(),
+    )
+
+
+def default_workers() -> int:
+    """One per processor core that this process may use, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(8, cores or 1)
