@@ -4,8 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from segdeconv.training.cli import ConfigParser, UsageError, run_tool
+from segdeconv.training.cli import ConfigParser
 from segdeconv.training.evaluation import evaluate_run, result_name
+from segdeconv.training.mistakes import UsageError, run_tool
 from segdeconv.training.prediction_options import PREDICTION_HELP, add_prediction_options
 from segdeconv.training.processes import joined_processes
 from segdeconv.training.run_folder import find_run, write_whole

@@ -4,7 +4,8 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 
-from segdeconv.training.cli import ConfigParser, UsageError, run_tool
+from segdeconv.training.cli import ConfigParser
+from segdeconv.training.mistakes import UsageError, run_tool
 from segdeconv.training.prediction import predict_run
 from segdeconv.training.prediction_options import PREDICTION_HELP, add_prediction_options
 from segdeconv.training.run_folder import find_run

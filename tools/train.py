@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from segdeconv.training.cli import ConfigParser, UsageError, run_tool
+from segdeconv.training.cli import ConfigParser
+from segdeconv.training.mistakes import UsageError, run_tool
 from segdeconv.training.run import train
 from segdeconv.training.run_folder import find_run
 

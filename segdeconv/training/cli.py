@@ -1,4 +1,4 @@
-"""From a command line and YAML files to a typed configuration, and one sentence for a mistake.
+"""From a command line and YAML files to a typed configuration.
 
 The constructors are the schema: a key of a config is an argument of the dataclass or class that
 stands for its group, with its type and its docstring. A config may name others in ``base`` (paths
@@ -6,25 +6,20 @@ relative to itself); they are read before it, several ``--config`` in their orde
 the command line comes last.
 """
 
-import os
 import re
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from segdeconv.training.callbacks import RunStopped
 from segdeconv.training.data_module import SegmentationData
+from segdeconv.training.mistakes import UsageError
 from segdeconv.training.optimization import OptimizerOptions, ScheduleOptions
 from segdeconv.training.ranges import check_ranges
 from segdeconv.training.task import LossOptions, NetworkOptions
@@ -57,10 +52,7 @@ OUTER_KEYS = {
     "save_every_n_steps": "0 or more",
     "ema_decay": "0 to 1",
 }
-
-
-class UsageError(ValueError):
-    """A mistake in the command line or in a config."""
+OTHER_KEYS = {"config", "print_config"}
 
 
 class ConfigParser:
@@ -164,9 +156,6 @@ class ConfigParser:
             raise UsageError(f"{source}: unknown key {key}{hint}")
 
 
-OTHER_KEYS = {"config", "print_config"}
-
-
 def _same_leaf(key: str, known: Sequence[str]) -> list[str]:
     leaves = {name.rsplit(".", 1)[-1]: name for name in known}
     near = get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1)
@@ -259,12 +248,23 @@ def _one_sentence(message: str) -> str:
     """The parser's report of a wrong value, without its inner structure."""
     lines = [line.strip().lstrip("- ") for line in message.splitlines() if line.strip()]
     key = re.match(r'Parser key "(.+?)"', lines[0])
-    if key and "Unable to load config" in message:
-        return f"{key.group(1)} is a group of keys; give one of them, such as --{key.group(1)}.KEY"
+    if key is None:
+        return " ".join(lines)
+    name = key.group(1)
+    if "Unable to load config" in message:
+        return f"{name} is a group of keys; give one of them, such as --{name}.KEY"
     for line, reason in pairwise(lines):
-        if key and line.startswith("Problem with given class_path"):
-            name = line.split("'")[1]
-            return f"{key.group(1)}: {name}: {reason}"
+        if line.startswith("Problem with given class_path"):
+            type_name = line.split("'")[1]
+            return f"{name}: {type_name}: {reason}"
+    wanted, given = _wanted_and_given(lines)
+    if not wanted:
+        return " ".join(lines)
+    return f"{name}: expected {' or '.join(wanted)}" + (f", got {given}" if given else "")
+
+
+def _wanted_and_given(lines: Sequence[str]) -> tuple[list[str], str]:
+    """Types that the parser would have taken, each once, and the value that it was given."""
     wanted, given = [], ""
     for line in lines:
         if line.startswith("Expected"):
@@ -274,66 +274,4 @@ def _one_sentence(message: str) -> str:
             given = value or given
         elif line.startswith("Given value:"):
             given = line.removeprefix("Given value:").strip()
-    wanted = [want for want in dict.fromkeys(wanted) if want != "NoneType"]
-    if not key or not wanted:
-        return " ".join(lines)
-    return f"{key.group(1)}: expected {' or '.join(wanted)}" + (f", got {given}" if given else "")
-
-
-def run_tool(tool: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> int:
-    """Run ``tool`` and give the program's exit code: one sentence for a user's mistake.
-
-    A mistake is a ``ValueError``, an ``OSError``, what Lightning calls a misconfiguration, or
-    whatever a library raises when the user's values reach it. What this package raises otherwise is
-    our own mistake and keeps its traceback. ``--debug``, or SEGDECONV_DEBUG=1 in the environment,
-    shows all tracebacks.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given or bool(os.environ.get("SEGDECONV_DEBUG"))
-    try:
-        tool([argument for argument in given if argument != "--debug"])
-    except RunStopped as stopped:
-        print(f"stopped; {stopped}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("stopped at once", file=sys.stderr)
-        return 130
-    except Exception as error:
-        expected = isinstance(error, MISTAKES)
-        if not expected and not _out_of_a_library(error):
-            error.add_note("This is a mistake in segdeconv; please report it with these lines.")
-            raise
-        if debug:
-            traceback.print_exc()
-        hint = "" if expected or debug else " (--debug shows where)"
-        print(f"error: {sentence(error)}{hint}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
-
-
-MISTAKES = (ValueError, OSError, MisconfigurationException, torch.OutOfMemoryError)
-
-
-def _out_of_a_library(error: Exception) -> bool:
-    """Whether the function that raised ``error`` is an installed package's, and not ours."""
-    if isinstance(error, AssertionError):
-        return False
-    path = traceback.extract_tb(error.__traceback__)[-1].filename
-    if "worker process" in str(error):  # raised again; the text holds the worker's traceback
-        path = re.findall(r'File "(.+?)", line', str(error))[-1]
-    return "site-packages" in path and not Path(path).is_relative_to(Path(__file__).parents[1])
-
-
-def sentence(error: BaseException) -> str:
-    """What to tell the user; out of a loader's process, the sentence below its traceback."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of GPU memory; lower data.batch_size or data.crop_size"
-    text = str(error).strip()
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        text = f"{error.filename}: {error.strerror}"
-    if text.startswith("Caught ") and "worker process" in text:
-        text = text.splitlines()[-1].split(": ", 1)[-1]
-    text = " ".join(text.split())
-    if not isinstance(error, MISTAKES):
-        text = f"{type(error).__name__}: {text}"
-    return text if len(text) < 400 else f"{text[:400]} …"
+    return [want for want in dict.fromkeys(wanted) if want != "NoneType"], given

@@ -7,7 +7,7 @@ from shutil import copytree
 import pytest
 import yaml
 
-from segdeconv.training.cli import run_tool
+from segdeconv.training.mistakes import run_tool
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

@@ -15,7 +15,7 @@ from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as offic
 from PIL import Image
 from torch.multiprocessing import start_processes
 
-from segdeconv.training.cli import run_tool
+from segdeconv.training.mistakes import run_tool
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from segdeconv.training.cli import ConfigParser, run_tool
+from segdeconv.training.cli import ConfigParser
+from segdeconv.training.mistakes import run_tool
 from segdeconv.training.run import train
 from segdeconv.training.run_folder import find_run
 

@@ -4,12 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from segdeconv.training.callbacks import RunStopped
-from segdeconv.training.cli import ConfigParser, UsageError, run_tool
+from segdeconv.training.cli import ConfigParser
+from segdeconv.training.mistakes import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -178,56 +176,3 @@ def test_help_is_short_and_the_long_one_has_every_key(parser, capsys):
     assert all(
         f"--{key}" in printed for key in parser.parser.get_defaults().keys() if key != "config"
     )
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [
-        (UsageError("a typo"), 2, "error: a typo"),
-        (ValueError("a wish"), 1, "error: a wish"),
-        (OSError(28, "No space left on device"), 1, "No space left on device"),
-        (MisconfigurationException("no such device"), 1, "error: no such device"),
-        (torch.OutOfMemoryError("CUDA …"), 1, "lower data.batch_size"),
-        (RunStopped("step 3 is saved"), 130, "stopped; step 3 is saved"),
-        (KeyboardInterrupt(), 130, "stopped at once"),
-    ],
-)
-def test_a_mistake_is_a_sentence_and_an_exit_code_without_a_traceback(error, code, words, capsys):
-    def tool(_):
-        raise error
-
-    assert run_tool(tool, []) == code
-    shown = capsys.readouterr().err
-    assert words in shown and "Traceback" not in shown
-
-
-def test_what_a_library_makes_of_a_users_value_is_a_sentence_too(capsys):
-    assert run_tool(lambda _: torch.nn.Conv2d(3, 4, 1)(torch.ones(1, 5, 2, 2)), []) == 1
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: RuntimeError: ") and "5 channels" in shown
-    assert len(shown.splitlines()) == 1 and shown.endswith("(--debug shows where)\n")
-
-
-def test_the_environment_may_ask_for_tracebacks(capsys, monkeypatch):
-    monkeypatch.setenv("SEGDECONV_DEBUG", "1")
-    assert run_tool(lambda _: torch.nn.Linear(2, 3)(torch.ones(5)), []) == 1
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_debug_shows_the_traceback_and_is_not_given_to_the_tool(capsys):
-    def tool(arguments):
-        assert arguments == ["x"]
-        raise ValueError("a wish")
-
-    assert run_tool(tool, ["--debug", "x"]) == 1
-    assert "Traceback" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("error", [KeyError("ours"), AssertionError()])
-def test_a_mistake_of_ours_keeps_its_traceback_and_asks_for_a_report(error):
-    def tool(_):
-        raise error
-
-    with pytest.raises(type(error)) as caught:
-        run_tool(tool, [])
-    assert "please report it" in caught.value.__notes__[0]

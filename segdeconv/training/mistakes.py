@@ -1,0 +1,78 @@
+"""One sentence, and an exit code, for what goes wrong at a tool."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from segdeconv.training.callbacks import RunStopped
+
+MISTAKES = (ValueError, OSError, MisconfigurationException, torch.OutOfMemoryError)
+
+
+class UsageError(ValueError):
+    """A mistake in the command line or in a config."""
+
+
+def run_tool(tool: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> int:
+    """Run ``tool`` and give the program's exit code: one sentence for a user's mistake.
+
+    A mistake is a ``ValueError``, an ``OSError``, what Lightning calls a misconfiguration, or
+    whatever a library raises when the user's values reach it. What this package raises otherwise is
+    our own mistake and keeps its traceback. ``--debug``, or SEGDECONV_DEBUG=1 in the environment,
+    shows all tracebacks.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given or bool(os.environ.get("SEGDECONV_DEBUG"))
+    try:
+        tool([argument for argument in given if argument != "--debug"])
+    except RunStopped as stopped:
+        print(f"stopped; {stopped}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("stopped at once", file=sys.stderr)
+        return 130
+    except Exception as error:
+        expected = isinstance(error, MISTAKES)
+        if not expected and not _out_of_a_library(error):
+            error.add_note("This is a mistake in segdeconv; please report it with these lines.")
+            raise
+        if debug:
+            traceback.print_exc()
+        hint = "" if expected or debug else " (--debug shows where)"
+        print(f"error: {sentence(error)}{hint}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def _out_of_a_library(error: Exception) -> bool:
+    """Whether the function that raised ``error`` is an installed package's, and not ours."""
+    if isinstance(error, AssertionError):
+        return False
+    path = traceback.extract_tb(error.__traceback__)[-1].filename
+    if "worker process" in str(error):  # raised again; the text holds the worker's traceback
+        path = re.findall(r'File "(.+?)", line', str(error))[-1]
+    return "site-packages" in path and not Path(path).is_relative_to(Path(__file__).parents[1])
+
+
+def sentence(error: BaseException) -> str:
+    """What to tell the user; out of a loader's process, the sentence below its traceback."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "out of GPU memory; to train, lower data.batch_size or data.crop_size; to evaluate or "
+            "predict, give --slide, smaller windows with --crop, or --memory cpu"
+        )
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    if text.startswith("Caught ") and "worker process" in text:
+        text = text.splitlines()[-1].split(": ", 1)[-1]
+    text = " ".join(text.split())
+    if not isinstance(error, MISTAKES):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) < 400 else f"{text[:400]} …"
