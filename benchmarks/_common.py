@@ -1,6 +1,8 @@
-"""What the benchmarks share: the record of where a number was measured, timing, result files."""
+"""What the benchmarks share: where a number was measured, timing, command lines, result files."""
 
+import argparse
 import ctypes
+import fnmatch
 import json
 import math
 import os
@@ -17,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import segdeconv
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MIN_SECONDS = 0.005  # of one timing: shorter calls are repeated within it
+PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of --amp
 
 
 def environment(seed: int | None = None) -> dict[str, Any]:
@@ -30,7 +34,7 @@ def environment(seed: int | None = None) -> dict[str, Any]:
     from_checkout = Path(segdeconv.__file__).is_relative_to(ROOT)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _commit(),
+        "commit": COMMIT,
         "segdeconv": f"{segdeconv.__version__} ({'checkout' if from_checkout else 'installed'})",
         "command": shlex.join(["python", _script(), *sys.argv[1:]]),
         "seed": seed,
@@ -64,6 +68,9 @@ def _commit() -> str:
     return (git("rev-parse", "HEAD") or "unknown") + (" with changes" if changed else "")
 
 
+COMMIT = _commit()  # at once: what is committed while a benchmark runs is not what it measures
+
+
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -93,9 +100,14 @@ def keep_freed_memory() -> bool:
     return bool(mallopt and mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_max, 0))
 
 
-def clock(threads: int) -> Callable[[], float]:
-    """Processor time on one thread, which others on the machine disturb little; else wall time."""
-    return time.process_time if threads == 1 else time.perf_counter
+def clock(device: str) -> Callable[[], float]:
+    """Processor time on one thread, which others on the machine disturb little; else wall time.
+
+    On a GPU its queue is empty whenever the clock is read.
+    """
+    if device != "cpu":
+        return _finished_at
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _finished_at() -> float:
@@ -121,12 +133,12 @@ def interleaved(
         seconds: Time to spend; ``min_rounds`` are made in any case.
         min_rounds: Rounds at least.
         max_rounds: Rounds at most.
-        device: Where the calls run; on a GPU its queue is empty when a timing starts and ends.
+        device: Where the calls run, for `clock`.
 
     Returns:
         Seconds per call, one entry per round; entries of the same place belong together.
     """
-    now = clock(torch.get_num_threads()) if device == "cpu" else _finished_at
+    now = clock(device)
     repeats = {}
     for name, call in calls.items():
         call()
@@ -162,9 +174,94 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(over, under, strict=True)])
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    """Of positive numbers."""
-    return statistics.geometric_mean(values)
+def mean_and_stdev(values: Sequence[float]) -> tuple[float, float | None]:
+    """Of runs with several seeds; one run has no deviation."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def autocast(device: str, dtype: torch.dtype | None) -> torch.autocast:
+    """Mixed precision, or none."""
+    return torch.autocast(device, dtype, enabled=dtype is not None)
+
+
+def decaying_matrices(batch: int, size: int) -> Tensor:
+    """Symmetric matrices (batch, size, size) with the spectrum 1/i, as covariances fall off."""
+    basis = torch.linalg.qr(torch.randn(batch, size, size)).Q
+    matrices = (basis / torch.arange(1, size + 1)) @ basis.mT
+    return 0.5 * (matrices + matrices.mT)
+
+
+# ------------------------------------------------------------------------------------ command line
+
+
+def timing_parser(
+    description: str | None, examples: str, seconds: float
+) -> argparse.ArgumentParser:
+    """A parser with the options of every script that times calls in turn."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tiny", action="store_true", help="tiny rows, to see that it runs")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=seconds,
+        help=f"to spend on the timings of a row, a few rounds at least ({seconds:g})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of inputs and weights (0)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="result files without ending; default: a dated name in benchmarks/results for a "
+        "full run, none for a partial one",
+    )
+    return parser
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """What the calls run on."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch; 1 (default) times by processor time"
+    )
+
+
+def matching(
+    globs: Sequence[str] | None, names: Iterable[str], kind: str, hint: str | None = None
+) -> list[str]:
+    """The names that some glob matches, all without globs; one sentence if there are none."""
+    names = list(names)
+    chosen = [n for n in names if any(fnmatch.fnmatchcase(n, glob) for glob in globs or ["*"])]
+    if not chosen:
+        told = hint or f"there are {', '.join(names)}"
+        raise SystemExit(f"no {kind} matches {' '.join(globs or ['*'])}; {told}")
+    return chosen
+
+
+def result_path(options: argparse.Namespace, kind: str, whole: bool) -> Path | None:
+    """Result files without ending: as asked for, else dated if nothing was left out."""
+    return options.out or (RESULTS / f"{kind}-{datetime.now(UTC):%Y-%m-%d}" if whole else None)
+
+
+# ----------------------------------------------------------------------------------------- results
+
+
+def milliseconds(timing: Mapping[str, float]) -> str:
+    """Median of a `spread` of seconds."""
+    return f"{timing['median'] * 1e3:.3g}"
+
+
+def with_range(values: Mapping[str, float], form: str, scale: float = 1) -> str:
+    """A `spread` as "median (minimum-maximum)"."""
+    median, least, most = (format(scale * values[key], form) for key in ("median", "min", "max"))
+    return f"{median} ({least}-{most})"
+
+
+def percent(mean: float, stdev: float | None) -> str:
+    """A share in per cent, with its deviation over several runs."""
+    return f"{100 * mean:.2f}" + (f" ± {100 * stdev:.2f}" if stdev is not None else "")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -177,15 +274,11 @@ def plot_ratios(
     rows: Mapping[str, Mapping[str, Mapping[str, float]]], label: str, path: Path
 ) -> None:
     """Bars of quotients, a panel for each outer name; the lines reach from minimum to maximum."""
-    import matplotlib
+    from matplotlib.figure import Figure  # needs no display, as pyplot may
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(rows), figsize=(4.5 * len(rows), 3.6), squeeze=False, layout="constrained"
-    )
-    for axis, (title, bars) in zip(axes[0], rows.items(), strict=True):
+    figure = Figure(figsize=(4.5 * len(rows), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(rows), squeeze=False)[0]
+    for axis, (title, bars) in zip(axes, rows.items(), strict=True):
         medians = [bar["median"] for bar in bars.values()]
         below = [bar["median"] - bar["min"] for bar in bars.values()]
         above = [bar["max"] - bar["median"] for bar in bars.values()]

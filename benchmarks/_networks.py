@@ -1,19 +1,26 @@
-"""Whole networks for the benchmarks: how each is built, its usual batch, and the options for both.
+"""Whole networks for the benchmarks: how each is built, its usual batch, options and result files.
 
 Every network is built with batch norms; what is measured is what surgery makes of it.
 """
 
 import argparse
-import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from _common import (
+    add_machine_options,
+    matching,
+    plot_ratios,
+    timing_parser,
+    write_result,
+)
 from torch import Tensor, nn
 
 from segdeconv.models import create_model
@@ -43,6 +50,11 @@ class Network:
         height, width = self.size
         noise = torch.randn(self.batch, 3, height + 2, width + 2, generator=generator)
         return 3 * F.avg_pool2d(noise, 3, 1)
+
+    def heading(self, name: str) -> str:
+        """Of the network's figures."""
+        height, width = self.size
+        return f"## {name}, {self.batch} x 3 x {height} x {width}"
 
     def targets(self, seed: int) -> Tensor:
         """Random classes, (N,) or (N, H, W)."""
@@ -109,46 +121,66 @@ def networks(device: str) -> dict[str, Network]:
     }
 
 
-def add_network_options(parser: argparse.ArgumentParser, seconds: float) -> None:
-    """Options that say which networks run, on what, and for how long."""
+def network_parser(
+    description: str | None, examples: str, seconds: float
+) -> argparse.ArgumentParser:
+    """A parser with options that say which networks run, on what, and for how long."""
+    parser = timing_parser(description, examples, seconds)
     parser.add_argument("--only", nargs="+", metavar="GLOB", help="networks of that name")
-    parser.add_argument("--tiny", action="store_true", help="a tiny network, to see that it runs")
     parser.add_argument("--batch", type=int, help="images; default: the network's own")
     parser.add_argument(
         "--size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width, of images"
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    add_machine_options(parser)
     parser.add_argument("--channels-last", action="store_true", help="memory format of the maps")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of torch; 1 (default) times by processor time"
-    )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=seconds,
-        help=f"to spend on the timings of a network, a few rounds at least ({seconds:g})",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of inputs and weights (0)")
-    parser.add_argument(
-        "--out", type=Path, help="result files without ending; default: none for a partial run"
-    )
+    return parser
 
 
 def chosen_networks(options: argparse.Namespace) -> dict[str, Network]:
     """The networks that the command line asks for, with its batch and size."""
     known = TINY if options.tiny else networks(options.device)
-    globs = options.only or ["*"]
-    names = [name for name in known if any(fnmatch.fnmatch(name, glob) for glob in globs)]
-    if not names:
-        raise SystemExit(f"no network matches {' '.join(globs)}; there are {', '.join(known)}")
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     if options.batch:
         changes["batch"] = options.batch
     if options.size:
         changes["size"] = (options.size[0], options.size[-1])
-    return {name: replace(known[name], **changes) for name in names}  # type: ignore[arg-type]
+    names = matching(options.only, known, "network")
+    return {name: replace(known[name], **changes) for name in names}
 
 
 def is_whole(options: argparse.Namespace) -> bool:
     """Whether nothing was left out or made smaller, so that the result deserves a dated file."""
     return not (options.only or options.tiny or options.batch or options.size)
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """Of maps and kernels."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def measure_networks(
+    chosen: Mapping[str, Network],
+    measure: Callable[[Network], dict[str, Any]],
+    parts: Callable[[dict[str, Any]], Sequence[str]],
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Figures of each network, and the same for reading, printed as they come."""
+    rows, sections = {}, []
+    for name, network in chosen.items():
+        rows[name] = measure(network)
+        sections.append("\n\n".join([network.heading(name), *parts(rows[name])]))
+        print(f"{sections[-1]}\n", flush=True)
+    return rows, sections
+
+
+def write_networks(
+    out: Path,
+    facts: Mapping[str, Any],
+    rows: Mapping[str, dict[str, Any]],
+    text: Sequence[str],
+    bars: Mapping[str, Mapping[str, Mapping[str, float]]],
+    label: str,
+) -> None:
+    """Write figures, text and a picture of quotients."""
+    text = [*text, f"![{label}]({out.name}.png)"]
+    write_result(out, {"environment": facts, "networks": rows}, "\n\n".join(text))
+    plot_ratios(bars, label, out.with_suffix(".png"))

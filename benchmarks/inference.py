@@ -18,25 +18,31 @@ import argparse
 import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-import onnxruntime
 import torch
 from _common import (
-    RESULTS,
     environment,
     interleaved,
     keep_freed_memory,
     markdown_table,
-    plot_ratios,
     ratio,
+    result_path,
     spread,
-    write_result,
+    with_range,
 )
-from _networks import Network, add_network_options, chosen_networks, is_whole
+from _networks import (
+    Network,
+    chosen_networks,
+    is_whole,
+    measure_networks,
+    memory_format,
+    network_parser,
+    write_networks,
+)
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
@@ -67,22 +73,18 @@ GOAL = 0.02  # how far the time of a folded network may be from its twin's
 # ---------------------------------------------------------------------------------------- networks
 
 
-def trained(network: Network, operator: str, options: argparse.Namespace) -> nn.Module:
+def trained(
+    network: Network, operator: str, images: Tensor, options: argparse.Namespace
+) -> nn.Module:
     """The network after a few training passes over one batch, in evaluation mode."""
     torch.manual_seed(options.seed)
     model = network.build()
     convert(model, operator)
-    model.to(options.device).to(memory_format=layout(options))
-    images = network.images(options.seed).to(options.device)
+    model.to(options.device).to(memory_format=memory_format(options.channels_last))
     with torch.no_grad():
         for _ in range(3):
             model.train()(images)
     return model.eval()
-
-
-def layout(options: argparse.Namespace) -> torch.memory_format:
-    """Memory format of maps and kernels."""
-    return torch.channels_last if options.channels_last else torch.contiguous_format
 
 
 def fold_batchnorm(model: nn.Module, images: Tensor) -> tuple[nn.Module, int]:
@@ -145,7 +147,9 @@ def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 
 def onnx_forward(model: nn.Module, images: Tensor, threads: int) -> Callable[[], Tensor]:
     """An evaluation pass of the exported network by ONNX Runtime, on the processor."""
-    model, images = copy.deepcopy(model).cpu(), images.cpu().contiguous()
+    import onnxruntime
+
+    images = images.contiguous()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(model, (images,), path, dynamo=True, verbose=False)
@@ -156,11 +160,18 @@ def onnx_forward(model: nn.Module, images: Tensor, threads: int) -> Callable[[],
     return lambda: torch.from_numpy(session.run(None, feed)[0])
 
 
+def onnx_version() -> str:
+    """Of ONNX Runtime, which --no-onnx goes without."""
+    import onnxruntime
+
+    return onnxruntime.__version__
+
+
 def measure(network: Network, options: argparse.Namespace) -> dict[str, Any]:
     """Timings of one network, their quotients, and how far apart the outputs are."""
     images = network.images(options.seed).to(options.device)
-    images = images.contiguous(memory_format=layout(options))
-    batchnorm, deconv = (trained(network, name, options) for name in ("batchnorm", "deconv"))
+    images = images.contiguous(memory_format=memory_format(options.channels_last))
+    batchnorm, deconv = (trained(network, n, images, options) for n in ("batchnorm", "deconv"))
     folded_batchnorm, norms_left = fold_batchnorm(batchnorm, images)
     folded_deconv = fold(deconv)
     runs = {
@@ -223,41 +234,31 @@ largest over the largest value; the one to float64 is what rounding alone does t
 What the rows mean: `python benchmarks/inference.py --help`."""
 
 
-def section(name: str, network: Network, row: Mapping[str, Any]) -> str:
+def parts(row: Mapping[str, Any]) -> list[str]:
     """Figures of one network for reading."""
-    height, width = network.size
-    times = [
-        [variant, f"{t['median'] * 1e3:.4g} ({t['min'] * 1e3:.4g}-{t['max'] * 1e3:.4g})"]
-        for variant, t in row["seconds"].items()
-    ]
-    quotients = [
-        [variant, f"{q['median']:.3f} ({q['min']:.3f}-{q['max']:.3f})"]
-        for variant, q in row["quotients"].items()
-    ]
+    times = [[name, with_range(values, ".4g", 1e3)] for name, values in row["seconds"].items()]
+    quotients = [[pair, with_range(values, ".3f")] for pair, values in row["quotients"].items()]
     distances = [[pair, f"{value:.1e}"] for pair, value in row["differences"].items()]
-    parts = [
-        f"## {name}, {network.batch} x 3 x {height} x {width}",
+    tables = [
         markdown_table(["network", "ms"], times),
         markdown_table(["quotient of times", "median (min-max)"], quotients),
         markdown_table(["outputs compared", "relative difference"], distances),
     ]
-    if row["batch norms left"]:
-        parts.append(f"{row['batch norms left']} batch norms follow no convolution and stayed.")
-    return "\n\n".join(parts)
+    left = row["batch norms left"]
+    return [*tables, f"{left} batch norms follow no convolution and stayed."] if left else tables
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_network_options(parser, seconds=60)
+    parser = network_parser(__doc__, EXAMPLES, seconds=60)
     parser.add_argument(
         "--no-onnx", dest="onnx", action="store_false", help="leave ONNX Runtime out"
     )
     options = parser.parse_args(arguments)
     if options.onnx and options.device != "cpu":
         parser.error("ONNX Runtime is timed on the processor only; add --no-onnx")
+    if options.onnx and not find_spec("onnxruntime"):
+        parser.error("ONNX Runtime is not installed; pip install '.[export]' or add --no-onnx")
     return options
 
 
@@ -266,23 +267,18 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     kept = keep_freed_memory()
-    rows, sections = {}, []
-    for name, network in chosen_networks(options).items():
-        rows[name] = measure(network, options)
-        sections.append(section(name, network, rows[name]))
-        print(f"{sections[-1]}\n", flush=True)
-    default = RESULTS / f"inference-{options.device}-{datetime.now(UTC):%Y-%m-%d}"
-    out = options.out or (default if is_whole(options) else None)
+    rows, sections = measure_networks(
+        chosen_networks(options), partial(measure, options=options), parts
+    )
+    out = result_path(options, f"inference-{options.device}", is_whole(options))
     if out:
         facts = environment(options.seed) | {
             "freed memory is kept": kept,
-            "onnxruntime": onnxruntime.__version__ if options.onnx else None,
+            "onnxruntime": onnx_version() if options.onnx else None,
             "channels last": options.channels_last,
         }
-        text = "\n\n".join([NOTES, *sections, f"![quotients of times]({out.name}.png)"])
-        write_result(out, {"environment": facts, "networks": rows}, text)
         bars = {name: row["quotients"] for name, row in rows.items()}
-        plot_ratios(bars, "quotient of times", out.with_suffix(".png"))
+        write_networks(out, facts, rows, [NOTES, *sections], bars, "quotient of times")
 
 
 if __name__ == "__main__":

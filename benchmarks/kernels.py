@@ -1,7 +1,8 @@
 """Time the Triton kernels on a GPU against the PyTorch code that computes the same.
 
 All variants of a row run in turn in one process, forward and backward, and quotients are taken
-round by round.
+round by round.  Both sides of the moments copy the gradient of the map that they add to in place,
+which draws their quotient towards 1.
 
     roots      `inverse_root` of batches of small matrices: products, the closest fitted
                polynomial (not quite the same function), one kernel
@@ -9,16 +10,25 @@ round by round.
                or read from the map by the kernel
 """
 
-import argparse
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
-from _common import RESULTS, environment, interleaved, markdown_table, ratio, spread, write_result
+from _common import (
+    decaying_matrices,
+    environment,
+    interleaved,
+    markdown_table,
+    milliseconds,
+    ratio,
+    result_path,
+    spread,
+    timing_parser,
+    with_range,
+    write_result,
+)
 from torch import Tensor
 
 from segdeconv.whitening import Blocks, PatchGrid, inverse_root, sampled_moments
@@ -69,9 +79,7 @@ TINY = {"tiny": Layer(2, 4, 9, dtype="float32")}
 
 def root_calls(size: int, batch: int, device: str) -> dict[str, Callable[[], object]]:
     """Forward and backward of one batch with the spectrum 1/i, by each backend."""
-    basis = torch.linalg.qr(torch.randn(batch, size, size)).Q
-    matrix = (basis / torch.arange(1, size + 1)) @ basis.mT
-    matrix = (0.5 * (matrix + matrix.mT)).to(device).requires_grad_()
+    matrix = decaying_matrices(batch, size).to(device).requires_grad_()
     grad = torch.randn_like(matrix)
 
     def step(backend: Any) -> Callable[[], object]:
@@ -137,36 +145,16 @@ def table(rows: Mapping[str, dict[str, Any]], reference: str) -> str:
     header = ["", *names, quotient, *(f"{name}, MiB" for name in memory)]
 
     def line(label: str, row: dict[str, Any]) -> list[str]:
-        times = [f"{row['seconds'][name]['median'] * 1e3:.3g}" for name in names]
-        faster = row[quotient]
-        spread_of_it = f"{faster['median']:.2f} ({faster['min']:.2f}-{faster['max']:.2f})"
-        return [label, *times, spread_of_it, *(f"{row['peak_mib'][name]:.0f}" for name in memory)]
+        times = [milliseconds(row["seconds"][name]) for name in names]
+        peaks = [f"{row['peak_mib'][name]:.0f}" for name in memory]
+        return [label, *times, with_range(row[quotient], ".2f"), *peaks]
 
     return markdown_table(header, [line(label, row) for label, row in rows.items()])
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--tiny", action="store_true", help="two tiny rows, to see that the script runs"
-    )
-    parser.add_argument("--seconds", type=float, default=3.0, help="to spend on a row (3)")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="result files without ending; benchmarks/results/kernels-DATE for a full run, "
-        "none for a tiny one",
-    )
-    return parser.parse_args(arguments)
-
-
 def main() -> None:
     """Run what the command line asks for."""
-    options = parse()
+    options = timing_parser(__doc__, EXAMPLES, seconds=3).parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         if not options.tiny:
@@ -189,9 +177,9 @@ def main() -> None:
         f"## Moments of patches\n\n{table(moments, 'torch')}"
     )
     print(text)
-    default = None if options.tiny else RESULTS / f"kernels-{datetime.now(UTC):%Y-%m-%d}"
-    if options.out or default:
-        write_result(options.out or default, record, text)
+    out = result_path(options, "kernels", whole=not options.tiny)
+    if out:
+        write_result(out, record, text)
 
 
 if __name__ == "__main__":

@@ -8,27 +8,34 @@ process, and every quotient is taken round by round, so a busy machine disturbs 
     default    `Deconv2d` as it comes
     batchnorm  `nn.Conv2d` and `nn.BatchNorm2d`
     evaluation of `Deconv2d` and of `nn.Conv2d`, forward only
+
+With --amp the statistics of the literal layer are in 16 bits too; those of `Deconv2d` never are.
 """
 
 import argparse
-import fnmatch
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from _common import (
-    RESULTS,
+    PRECISIONS,
+    add_machine_options,
+    autocast,
+    decaying_matrices,
     environment,
-    geometric_mean,
     interleaved,
     keep_freed_memory,
     markdown_table,
+    matching,
+    milliseconds,
     ratio,
+    result_path,
     spread,
+    timing_parser,
+    with_range,
     write_result,
 )
 from literal import LiteralDeconv2d
@@ -88,8 +95,7 @@ class Shape:
 
     def input(self, generator: torch.Generator, setup: "Setup") -> Tensor:
         """A correlated map; clipped at zero as behind a ReLU, unless it is an image."""
-        batch = self.batch * setup.batch_times
-        shape = (batch, self.channels[0], self.size + 2, self.size + 2)
+        shape = (self.batch, self.channels[0], self.size + 2, self.size + 2)
         x = 3 * F.avg_pool2d(torch.randn(shape, generator=generator), 3, 1)
         x = x.to(setup.device, setup.amp or torch.float32)
         return x if self.image else x.relu_().requires_grad_()
@@ -104,14 +110,12 @@ class Setup:
         seed: Of inputs and weights.
         device: "cpu" or "cuda".
         amp: Precision of autocast and of the input, None for float32.
-        batch_times: What the batch is multiplied by: the table's are small enough for a CPU.
     """
 
     seconds: float
     seed: int
     device: str = "cpu"
     amp: torch.dtype | None = None
-    batch_times: int = 1
 
 
 MANY_STEPS = {"n_iter": 15}
@@ -222,7 +226,7 @@ def training_step(layer: nn.Module, x: Tensor, grad: Tensor, setup: Setup) -> Ca
     wanted = [*layer.parameters()] + ([x] if x.requires_grad else [])
 
     def step() -> None:
-        with torch.autocast(setup.device, setup.amp, enabled=setup.amp is not None):
+        with autocast(setup.device, setup.amp):
             y = layer(x)
         torch.autograd.grad(y, wanted, grad)
 
@@ -235,7 +239,7 @@ def evaluation(layer: nn.Module, x: Tensor, setup: Setup) -> Callable[[], None]:
 
     @torch.no_grad()
     def forward() -> None:
-        with torch.autocast(setup.device, setup.amp, enabled=setup.amp is not None):
+        with autocast(setup.device, setup.amp):
             layer(x)
 
     return forward
@@ -246,7 +250,7 @@ def measure(shape: Shape, setup: Setup) -> dict[str, Any]:
     torch.manual_seed(setup.seed)
     x = shape.input(torch.Generator().manual_seed(setup.seed), setup)
     layers = {name: layer.to(setup.device) for name, layer in variants(shape).items()}
-    with torch.autocast(setup.device, setup.amp, enabled=setup.amp is not None):
+    with autocast(setup.device, setup.amp):
         grad = torch.randn_like(layers["batchnorm"](x))
     steps = {name: training_step(layer, x, grad, setup) for name, layer in layers.items()}
     times = interleaved(steps, setup.seconds, device=setup.device)
@@ -278,18 +282,15 @@ QUOTIENTS = (
 def layer_table(rows: dict[str, dict[str, Any]]) -> str:
     """Milliseconds and quotients per shape, and the quotients' geometric means."""
 
-    def milliseconds(timing: dict[str, float]) -> str:
-        return f"{timing['median'] * 1e3:.3g}"
-
     def line(name: str, row: dict[str, Any]) -> list[str]:
         training = [milliseconds(timing) for timing in row["training"].values()]
-        faster = row["literal / released"]
-        quotients = [f"{row[q]['median']:.2f}" for q in QUOTIENTS]
-        quotients[0] += f" ({faster['min']:.2f}-{faster['max']:.2f})"
-        return [name, *training, *quotients]
+        first, *others = (row[quotient] for quotient in QUOTIENTS)
+        quotients = [f"{values['median']:.2f}" for values in others]
+        return [name, *training, with_range(first, ".2f"), *quotients]
 
     header = ["layer", "literal", "released", "default", "conv + BN", *QUOTIENTS[:-1], "eval"]
-    means = [f"{geometric_mean(r[q]['median'] for r in rows.values()):.2f}" for q in QUOTIENTS]
+    medians = ([row[quotient]["median"] for row in rows.values()] for quotient in QUOTIENTS)
+    means = [f"{statistics.geometric_mean(values):.2f}" for values in medians]
     lines = [line(name, row) for name, row in rows.items()]
     return markdown_table(header, [*lines, ["geometric mean", "", "", "", "", *means]])
 
@@ -304,15 +305,15 @@ comes; "eval" is its forward pass in evaluation over that of `nn.Conv2d`.  Batch
 in the JSON file beside this one."""
 
 
-def run_layers(names: Sequence[str], setup: Setup, shapes: dict[str, Shape]) -> Any:
-    """Measure the named shapes, printing each as it comes; returns (rows, text)."""
+def run_layers(shapes: dict[str, Shape], setup: Setup) -> Any:
+    """Measure the shapes, printing each as it comes; returns (rows, text)."""
     rows = {}
-    for name in names:
-        rows[name] = row = measure(shapes[name], setup)
+    for name, shape in shapes.items():
+        rows[name] = row = measure(shape, setup)
         figures = "  ".join(f"{q} {row[q]['median']:.2f}" for q in QUOTIENTS)
         print(f"{name:45s} {figures}", flush=True)
     slower = [name for name, row in rows.items() if row["literal / released"]["median"] < 1]
-    verdict = f"Slower than literal: {', '.join(slower) or 'none'} of {len(rows)} shapes."
+    verdict = f"Released slower than literal: {', '.join(slower) or 'none'} of {len(rows)} shapes."
     return rows, f"{LAYER_NOTES}\n\n{layer_table(rows)}\n\n{verdict}"
 
 
@@ -320,12 +321,13 @@ ROOT_SIZES = (9, 27, 36, 64, 96, 144, 147, 192, 256, 576)
 ROOT_BATCHES = (1, 8, 32)
 ROOT_STEPS = (5, 15)
 MOST_WORK = 4e8  # batch x size**3; beyond it one call takes many seconds and the answer is clear
-ROOT_NOTES = """\
+ROOT_NOTES = f"""\
 # Inverse roots, forward and backward
 
 Milliseconds (medians) for a batch of matrices with the spectrum 1/i.  Both backends compute the
 same truncated function and its exact gradient; 15 steps run in float64 inside.  "literal" is the
-published iteration on the autograd tape, float32 throughout."""
+published iteration on the autograd tape, float32 throughout.  Batches that take many seconds, from
+{MOST_WORK:.0e} = batch x size^3, are left out."""
 
 
 def run_roots(seconds: float, seed: int, sizes: Sequence[int]) -> Any:
@@ -343,9 +345,8 @@ def run_roots(seconds: float, seed: int, sizes: Sequence[int]) -> Any:
 def measure_root(size: int, batch: int, n_iter: int, seconds: float, seed: int) -> dict[str, Any]:
     """Forward and backward of one batch of roots by each backend."""
     torch.manual_seed(seed)
-    basis = torch.linalg.qr(torch.randn(batch, size, size)).Q
-    matrix = (basis / torch.arange(1, size + 1)) @ basis.mT
-    matrix, grad = (0.5 * (matrix + matrix.mT)).requires_grad_(), torch.randn(batch, size, size)
+    matrix = decaying_matrices(batch, size).requires_grad_()
+    grad = torch.randn_like(matrix)
     literal = LiteralDeconv2d(1, 1, 1, n_iter=n_iter)._inverse_root
 
     def step(root: Callable[[Tensor], Tensor]) -> Callable[[], object]:
@@ -371,56 +372,40 @@ def measure_root(size: int, batch: int, n_iter: int, seconds: float, seed: int) 
 
 def root_line(row: dict[str, Any]) -> list[str]:
     """One line of the table of roots."""
-    figures = [f"{timing['median'] * 1e3:.3g}" for timing in row["seconds"].values()]
+    figures = [milliseconds(timing) for timing in row["seconds"].values()]
     key = f"{row['n_iter']}, {row['batch']}, {row['size']}"
     return [key, *figures, f"{row['newton_schulz / eigh']['median']:.2f}"]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = timing_parser(__doc__, EXAMPLES, seconds=6)
     parser.add_argument("--quick", action="store_true", help="one shape of each kind")
     parser.add_argument(
         "--only", nargs="+", metavar="GLOB", help="shapes of that name; --list shows them"
     )
     parser.add_argument("--list", action="store_true", help="print the shapes' names and stop")
     parser.add_argument("--roots", action="store_true", help="time the inverse roots instead")
+    add_machine_options(parser)
+    parser.add_argument("--amp", default="none", choices=PRECISIONS, help="autocast (none)")
     parser.add_argument(
-        "--tiny", action="store_true", help="two tiny shapes, to see that the script runs"
+        "--batch-times",
+        type=int,
+        default=1,
+        help="multiply the batches, which suit a CPU, for a GPU by 8 or so (1)",
     )
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of torch; 1 (default) times by processor time"
-    )
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
-    parser.add_argument(
-        "--amp", default="none", choices=["none", "bf16", "fp16"], help="autocast (none)"
-    )
-    parser.add_argument(
-        "--batch-times", type=int, default=1, help="multiply the batches, for a GPU by 8 or so (1)"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=6.0, help="to spend on a shape, 5 rounds at least (6)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of inputs and weights (0)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="result files without ending; benchmarks/results/layers-DATE for a full run, "
-        "none for a partial one",
-    )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.roots and options.device != "cpu":
+        parser.error(
+            "--roots times the processor; benchmarks/kernels.py times inverse roots on a GPU"
+        )
+    return options
 
 
 def chosen(options: argparse.Namespace, shapes: dict[str, Shape]) -> list[str]:
     """Names of the shapes to run."""
     names = [name for name in shapes if shapes[name].quick or not options.quick]
-    if options.only:
-        names = [n for n in names if any(fnmatch.fnmatch(n, glob) for glob in options.only)]
-    if not names:
-        raise SystemExit(f"no shape matches {' '.join(options.only)}; --list shows the names")
-    return names
+    return matching(options.only, names, "shape", "--list shows the names")
 
 
 def main() -> None:
@@ -436,14 +421,15 @@ def main() -> None:
     if options.roots:
         rows, text = run_roots(options.seconds, options.seed, (9,) if options.tiny else ROOT_SIZES)
     else:
-        amp = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.amp]
-        setup = Setup(options.seconds, options.seed, options.device, amp, options.batch_times)
-        rows, text = run_layers(names, setup, shapes)
+        setup = Setup(options.seconds, options.seed, options.device, PRECISIONS[options.amp])
+        times = options.batch_times
+        chosen_shapes = {n: replace(shapes[n], batch=shapes[n].batch * times) for n in names}
+        rows, text = run_layers(chosen_shapes, setup)
     print(f"\n{text}")
     whole = not (options.quick or options.only or options.tiny)
     kind = "roots" if options.roots else "layers"
     kind += "" if options.device == "cpu" else f"-{options.device}-{options.amp}"
-    out = options.out or (RESULTS / f"{kind}-{datetime.now(UTC):%Y-%m-%d}" if whole else None)
+    out = result_path(options, kind, whole)
     if out:
         facts = environment(options.seed) | {"freed memory is kept": kept}
         write_result(out, {"environment": facts, "rows": rows}, text)

@@ -1,19 +1,18 @@
 r"""What each whitening option costs and what it does to accuracy: CIFAR-10, a small VGG, one loop.
 
-Every candidate is trained by the same recipe with the same seeds, from scratch, with a plain linear
-classifier; the first four batches of CIFAR-10 train, the fifth validates, the test set is not
-touched.  A finished run is kept in ``--runs`` and not repeated, so an interrupted study goes on
-where it stopped.  The cost is the time of a training step in turn with the batch-norm twin's.
+Every candidate is trained by the same recipe from the same seeds, with a plain linear classifier;
+the first four batches of CIFAR-10 train, the fifth validates, the test set is not touched.  A
+finished run is kept in ``--runs`` and not repeated, so an interrupted study goes on where it
+stopped; with --no-training candidates may have fewer seeds than others, see their column.  The cost
+is the time of forward and backward, without the update, over the batch-norm twin's, round by round.
 
     python benchmarks/pareto.py --epochs 3 --images 20000 --seeds 0
     python benchmarks/pareto.py --epochs 10 --seeds 0 1 2 --only batchnorm released default
 """
 
 import argparse
-import fnmatch
 import json
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _common import (
+    COMMIT,
     ROOT,
+    add_machine_options,
     clock,
     environment,
     interleaved,
     keep_freed_memory,
     markdown_table,
+    matching,
+    mean_and_stdev,
+    percent,
     ratio,
     write_result,
 )
@@ -103,12 +107,13 @@ def cifar(root: Path, images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x[: min(images, 40000)], y[: min(images, 40000)], x[40000:], y[40000:]
 
 
-def noise() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Data of the same shapes without anything to learn, to time a step or to try the script."""
+def noise(batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two batches to train by and 500 images to judge by, without anything to learn in them."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(756, 3, 32, 32, generator=generator)
-    y = torch.randint(10, (756,), generator=generator)
-    return x[:256], y[:256], x[256:], y[256:]
+    training, images = 2 * batch, 2 * batch + 500
+    x = torch.randn(images, 3, 32, 32, generator=generator)
+    y = torch.randint(10, (images,), generator=generator)
+    return x[:training], y[:training], x[training:], y[training:]
 
 
 def batches(
@@ -140,7 +145,7 @@ def train(
     )
     steps = options.epochs * (len(data[0]) // options.batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    now, seconds, curve, losses = clock(torch.get_num_threads()), 0.0, [], []
+    now, seconds, curve, losses = clock(options.device), 0.0, [], []
     for _ in range(options.epochs):
         start, total = now(), torch.zeros((), device=options.device)
         for x, y in batches(data[0], data[1], options.batch, generator):
@@ -167,42 +172,42 @@ def accuracy(net: nn.Module, x: Tensor, y: Tensor, device: str) -> float:
     return float(sum(right)) / len(y)
 
 
-def step_times(
-    names: Sequence[str], data: tuple[Tensor, ...], options: argparse.Namespace
-) -> dict[str, dict[str, float]]:
-    """Time of a training step over the batch-norm twin's, all in turn."""
-    x, y = (part[: options.batch].to(options.device) for part in data[:2])
+def step_times(names: Sequence[str], options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Time of forward and backward over the batch-norm twin's, all in turn."""
+    x, y = (part[: options.batch].to(options.device) for part in noise(options.batch)[:2])
 
-    def step(name: str) -> Any:
+    def step(name: str) -> Callable[[], object]:
         net = network(name, options.width).to(options.device)
         parameters = list(net.parameters())
+        return lambda: torch.autograd.grad(F.cross_entropy(net(x), y), parameters)
 
-        def run() -> None:
-            torch.autograd.grad(F.cross_entropy(net(x), y), parameters)
-            if options.device != "cpu":
-                torch.cuda.synchronize()
-
-        return run
-
-    all_names = list(dict.fromkeys(["batchnorm", *names]))
-    times = interleaved({name: step(name) for name in all_names}, options.seconds)
+    steps = {name: step(name) for name in dict.fromkeys(["batchnorm", *names])}
+    times = interleaved(steps, options.seconds, device=options.device)
     return {name: ratio(times[name], times["batchnorm"]) for name in names}
+
+
+def recipe_name(options: argparse.Namespace) -> str:
+    """Folder of the runs that can be compared."""
+    images = "noise" if options.tiny else f"n{options.images}"
+    return f"w{options.width}-{images}-b{options.batch}-e{options.epochs}-lr{options.lr:g}"
 
 
 def trained(names: Sequence[str], options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Runs of each candidate over the seeds; what is missing is trained and kept."""
-    data = noise() if options.tiny else cifar(options.data, options.images)
-    folder = options.runs / f"w{options.width}-n{options.images}-e{options.epochs}-lr{options.lr:g}"
+    data: tuple[Tensor, ...] = ()
+    if not options.no_training:
+        data = noise(options.batch) if options.tiny else cifar(options.data, options.images)
+    folder = options.runs / recipe_name(options)
     folder.mkdir(parents=True, exist_ok=True)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in options.seeds:
         for name in names:
             path = folder / f"{name.replace(' ', '_').replace(',', '')}-seed{seed}.json"
-            if not path.exists() and options.no_training:
-                continue
             if not path.exists():
+                if options.no_training:
+                    continue
                 run = train(name, seed, data, options)
-                run["commit"], run["options"] = environment()["commit"], CANDIDATES[name]
+                run["commit"], run["options"] = COMMIT, CANDIDATES[name]
                 path.with_suffix(".part").write_text(json.dumps(run))
                 path.with_suffix(".part").rename(path)
             runs[name].append(json.loads(path.read_text()))
@@ -212,20 +217,19 @@ def trained(names: Sequence[str], options: argparse.Namespace) -> dict[str, list
     return runs
 
 
+def validated(row: dict[str, Any], epoch: int) -> tuple[float, float | None]:
+    """Mean accuracy after an epoch, and its deviation over several runs."""
+    return mean_and_stdev([run["accuracy"][epoch] for run in row["runs"]])
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Cost and accuracy of each candidate."""
-
-    def cell(row: dict[str, Any], epoch: int) -> str:
-        values = [100 * run["accuracy"][epoch] for run in row["runs"]]
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.2f}{spread}"
-
     lines = [
         [
             row["name"],
             f"{row['step']['median']:.2f}",
-            cell(row, 0),
-            cell(row, -1),
+            percent(*validated(row, 0)),
+            percent(*validated(row, -1)),
             str(len(row["runs"])),
         ]
         for row in rows
@@ -236,19 +240,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Accuracy against the cost of a step."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
     for row in rows:
-        values = [100 * run["accuracy"][-1] for run in row["runs"]]
-        error = statistics.stdev(values) if len(values) > 1 else 0
-        axes.errorbar(row["step"]["median"], statistics.mean(values), error, marker="o", capsize=3)
-        where = (row["step"]["median"], statistics.mean(values))
+        mean, stdev = validated(row, -1)
+        where = (row["step"]["median"], 100 * mean)
+        axes.errorbar(*where, 100 * stdev if stdev is not None else None, marker="o", capsize=3)
         axes.annotate(row["name"], where, xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="time of a step / batch norm's", ylabel="validation accuracy, %", xscale="log")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -263,8 +266,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=32, help="channels of the first layer (32)")
     parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate (0.1)")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
+    add_machine_options(parser)
     parser.add_argument("--seconds", type=float, default=60.0, help="to spend on timing steps")
     parser.add_argument("--tiny", action="store_true", help="noise as data, to see that it runs")
     parser.add_argument("--no-training", action="store_true", help="tabulate the runs there are")
@@ -279,19 +281,15 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    names = [n for n in CANDIDATES if any(fnmatch.fnmatch(n, glob) for glob in options.only)]
-    if not names:
-        raise SystemExit(
-            f"no candidate matches {' '.join(options.only)}; known: {list(CANDIDATES)}"
-        )
-    runs = trained(names, options)
-    names = [name for name in names if runs[name]]
-    times = step_times(names, noise(), options)
+    runs = trained(matching(options.only, CANDIDATES, "candidate"), options)
+    names = [name for name in runs if runs[name]]
+    times = step_times(names, options)
     rows = [{"name": n, "options": CANDIDATES[n], "step": times[n], "runs": runs[n]} for n in names]
     recipe = {key: str(value) for key, value in vars(options).items() if key not in ("out", "runs")}
-    text = f"# Cost and accuracy of the whitening options\n\n{__doc__}\n{table(rows)}"
-    print(table(rows))
+    figures = table(rows)
+    print(figures)
     if options.out:
+        text = f"# Cost and accuracy of the whitening options\n\n{__doc__}\n{figures}"
         record = {"environment": environment(), "recipe": recipe, "rows": rows}
         write_result(options.out, record, text)
         plot(rows, options.out.with_suffix(".png"))

@@ -17,10 +17,11 @@ batch-norm twin, so a busy machine disturbs both of its sides.
                activations and temporaries of building the network and of two steps
     saved      bytes that the forward keeps for the backward, each storage once, parameters and
                buffers apart
-    operators  calls of aten operators in a step, views apart
-    resident   most memory that a fresh process took from the system, workspaces of oneDNN and BLAS
-               included (--resident)
-    launches   calls of the CUDA driver that start work, and the kernels that ran (GPU only)
+    operators  calls of aten operators in the first step, without torch.compile, views apart
+    resident   most memory that a fresh process of one thread took from the system, workspaces of
+               oneDNN and BLAS included (--resident)
+    launches   calls of the CUDA driver that start kernels or graphs, and the kernels that ran
+               (GPU only)
 """
 
 import argparse
@@ -31,7 +32,6 @@ import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
@@ -39,17 +39,26 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from _common import (
-    RESULTS,
+    PRECISIONS,
+    autocast,
     environment,
     interleaved,
     keep_freed_memory,
     markdown_table,
-    plot_ratios,
     ratio,
+    result_path,
     spread,
-    write_result,
+    with_range,
 )
-from _networks import Network, add_network_options, chosen_networks, is_whole
+from _networks import (
+    Network,
+    chosen_networks,
+    is_whole,
+    measure_networks,
+    memory_format,
+    network_parser,
+    write_networks,
+)
 from literal import LiteralDeconv2d
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -68,7 +77,6 @@ examples:
 TWIN = "batchnorm"
 MEMORY = {"peak_bytes": "peak", "saved_bytes": "saved", "resident_bytes": "resident"}
 COUNTS = ("operators", "launches", "kernels")
-DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 # ---------------------------------------------------------------------------------------- variants
@@ -173,7 +181,7 @@ class TrainingStep:
         torch.manual_seed(setup.seed)
         model = network.build()
         self.untaken = variant.apply(model)
-        layout = torch.channels_last if setup.channels_last else torch.contiguous_format
+        layout = memory_format(setup.channels_last)
         self.model = model.train().to(setup.device).to(memory_format=layout)
         self.images = network.images(setup.seed).to(setup.device).contiguous(memory_format=layout)
         self.targets = network.targets(setup.seed).to(setup.device)
@@ -192,9 +200,8 @@ class TrainingStep:
 
     def update(self) -> None:
         """Forward, loss, backward and update, operator by operator."""
-        dtype = DTYPES[self.setup.amp]
         self.optimizer.zero_grad()
-        with torch.autocast(self.setup.device, dtype, enabled=dtype is not None):
+        with autocast(self.setup.device, PRECISIONS[self.setup.amp]):
             loss = F.cross_entropy(self.forward(self.images), self.targets)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -322,17 +329,18 @@ def inspect(
 
 
 def launches(step: TrainingStep) -> dict[str, int]:
-    """Calls of the driver that start work on the GPU in a step, and the kernels that ran."""
+    """Calls of the driver that start kernels or graphs in a step, and the kernels that ran."""
     step()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
         step()
         torch.cuda.synchronize()
     events = record.events() or []
-    on_gpu = [e.name for e in events if e.device_type.name == "CUDA"]
-    names = [e.name for e in events if e.name.startswith(("cuda", "cu")) and "Launch" in e.name]
-    kernels = [name for name in on_gpu if not name.startswith(("Memcpy", "Memset"))]
-    return {"launches": len(names), "kernels": len(kernels)}
+    calls = [e for e in events if e.name.startswith("cu") and "Launch" in e.name]
+    # Spans with names, such as the optimizer's step, are events too; torch's totals leave them out.
+    on_gpu = [e for e in events if e.device_type.name == "CUDA" and not e.is_user_annotation]
+    kernels = [e for e in on_gpu if not e.name.startswith(("Memcpy", "Memset"))]
+    return {"launches": len(calls), "kernels": len(kernels)}
 
 
 def resident_bytes(network: Network, variant: Variant, setup: Setup) -> int:
@@ -393,12 +401,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Figures of one network for reading."""
 
     def line(name: str, row: Mapping[str, Any]) -> list[str]:
-        times, over = row["seconds"], row["time / batchnorm"]
-        cells = [
-            name,
-            f"{times['median'] * 1e3:.4g} ({times['min'] * 1e3:.4g}-{times['max'] * 1e3:.4g})",
-            f"{over['median']:.2f} ({over['min']:.2f}-{over['max']:.2f})",
-        ]
+        cells = [name, with_range(row["seconds"], ".4g", 1e3)]
+        cells.append(with_range(row["time / batchnorm"], ".2f"))
         for figure in MEMORY:
             if figure in row:
                 quotient = row[f"{figure} / batchnorm"]
@@ -420,7 +424,7 @@ quotients are taken round by round against the batch-norm network.  What the col
 `python benchmarks/train_step.py --help`."""
 
 
-def remarks(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def remarks(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a reader of the table must know."""
     lines = []
     for name, row in rows.items():
@@ -428,14 +432,7 @@ def remarks(rows: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(f"{name} diverged, so its time is not that of training.")
         if row["untaken"]:
             lines.append(f"{name} left these plain: {', '.join(row['untaken'])}.")
-    return "\n\n".join(lines)
-
-
-def section(name: str, network: Network, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Heading, table and remarks of one network."""
-    height, width = network.size
-    heading = f"## {name}, {network.batch} x 3 x {height} x {width}"
-    return "\n\n".join(part for part in (heading, table(rows), remarks(rows)) if part)
+    return lines
 
 
 def print_profile(network: Network, variant: Variant, setup: Setup) -> None:
@@ -459,10 +456,7 @@ def print_profile(network: Network, variant: Variant, setup: Setup) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_network_options(parser, seconds=120)
+    parser = network_parser(__doc__, EXAMPLES, seconds=120)
     parser.add_argument(
         "--variant",
         nargs="+",
@@ -475,7 +469,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--skip", nargs="+", default=[], choices=[v for v in VARIANTS if v != TWIN], metavar="NAME"
     )
-    parser.add_argument("--amp", choices=DTYPES, default="none", help="autocast (none)")
+    parser.add_argument("--amp", choices=PRECISIONS, default="none", help="autocast (none)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument("--cuda-graph", action="store_true", help="replay the step as one graph")
     parser.add_argument(
@@ -490,13 +484,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             "--cuda-graph goes with --device cuda and with --amp bf16 or none: "
             "with fp16 the host decides on every step whether it counts"
         )
-    if options.resident and (options.device != "cpu" or options.tiny):
-        parser.error("--resident goes with --device cpu and networks that fill memory, not --tiny")
+    if options.resident and (options.device != "cpu" or options.tiny or options.compile):
+        parser.error(
+            "--resident goes with --device cpu and networks that fill memory, not --tiny, "
+            "and without --compile"
+        )
     return options
 
 
 def chosen_variants(options: argparse.Namespace) -> dict[str, Variant]:
-    """The variants that the command line asks for; the batch-norm twin first."""
+    """The variants that the command line asks for."""
     known = {name: variant for name, variant in VARIANTS.items() if name not in options.skip}
     known.update(options.variant)
     if options.profile and options.profile not in known:
@@ -512,25 +509,25 @@ def main() -> None:
     variants = chosen_variants(options)
     torch.set_num_threads(options.threads)
     kept = keep_freed_memory()
-    rows, sections = {}, []
-    for name, network in chosen_networks(options).items():
-        if options.profile:
+    chosen = chosen_networks(options)
+    if options.profile:
+        for network in chosen.values():
             print_profile(network, variants[options.profile], setup)
-            continue
-        rows[name] = measure(network, variants, setup, options.seconds, options.resident)
-        sections.append(section(name, network, rows[name]))
-        print(f"{sections[-1]}\n", flush=True)
-    default = RESULTS / f"train_step-{options.device}-{datetime.now(UTC):%Y-%m-%d}"
-    out = options.out or (default if is_whole(options) else None)
-    if rows and out:
+        return
+    rows, sections = measure_networks(
+        chosen,
+        lambda network: measure(network, variants, setup, options.seconds, options.resident),
+        lambda row: [table(row), *remarks(row)],
+    )
+    whole = is_whole(options) and not options.skip
+    out = result_path(options, f"train_step-{options.device}", whole)
+    if out:
         facts = environment(options.seed) | {"freed memory is kept": kept, "setup": asdict(setup)}
-        text = "\n\n".join([NOTES, *sections, f"![time / batch norm]({out.name}.png)"])
-        write_result(out, {"environment": facts, "networks": rows}, text)
         bars = {
-            name: {variant: row["time / batchnorm"] for variant, row in variants_of.items()}
-            for name, variants_of in rows.items()
+            name: {variant: figures["time / batchnorm"] for variant, figures in row.items()}
+            for name, row in rows.items()
         }
-        plot_ratios(bars, "time of a step / batch norm", out.with_suffix(".png"))
+        write_networks(out, facts, rows, [NOTES, *sections], bars, "time of a step / batch norm")
 
 
 if __name__ == "__main__":
