@@ -20,7 +20,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
-from _common import RESULTS, environment, markdown_table, write_result
+from _common import COMMIT, RESULTS, environment, markdown_table, matching, write_result
 from torch import Tensor, nn
 
 from segdeconv.models import create_model
@@ -270,7 +269,10 @@ and held no layer of segdeconv after folding.
   largest output; 1e-9 is allowed.
 - *copies*: largest relative change in outputs because a norm that was taken out no longer copies
   its input, in float32; 1e-5 is allowed, a dash means that there was no batch norm.
-- *uncalled*: convolutions and norms that a training step never reaches."""
+- *uncalled*: convolutions and norms that a training step never reaches.
+
+Rows may come from several runs of the script: the last section is about the last one, and the JSON
+file beside this one has the commit of each row."""
 
 
 def text(rows: dict[str, dict[str, Any]]) -> str:
@@ -340,13 +342,11 @@ def main() -> int:
     done = arguments.out.with_suffix(".json")
     rows = json.loads(done.read_text())["rows"] if done.exists() else {}
     if arguments.only:
-        todo = [name for name in known if fnmatchcase(name, arguments.only)]
+        todo = matching([arguments.only], known, "row", "rows are such as smp/unet/resnet50")
     else:
         todo = [name for name in known if not rows.get(name, {}).get("passed")]
-    if arguments.only and not todo:
-        parser.error(f"no row matches {arguments.only!r}; rows are such as smp/unet/resnet50")
     for number, name in enumerate(todo, 1):
-        rows[name] = run(name, known[name])
+        rows[name] = run(name, known[name]) | {"commit": COMMIT}
         rows = {name: rows[name] for name in known if name in rows}
         outcome = "refused" if "refused" in rows[name] else "passed"
         print(f"{number}/{len(todo)} {name}: {rows[name].get('problems') or outcome}", flush=True)
