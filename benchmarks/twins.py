@@ -18,12 +18,21 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _common import RESULTS, ROOT, environment, markdown_table, write_result
+from _common import (
+    RESULTS,
+    ROOT,
+    environment,
+    markdown_table,
+    mean_and_stdev,
+    percent,
+    write_result,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ def main() -> None:
     record = {
         "environment": environment(),
         "overrides": arguments.overrides,
-        "timed": not arguments.untimed,
+        "timed": not arguments.untimed and arguments.jobs == 1,
         "tuning": [{"config": job.config.stem, "lr": job.lr, "miou": final(job)} for job in first],
         "twins": [summary(config, jobs[config]) for config in configs],
     }
@@ -87,7 +96,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--untimed", action="store_true", help="report no times: the machine had other work"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at the same time; with more than one --untimed"
+    )
     own, overrides = sys.argv[1:], []
     if "--" in own:
         own, overrides = own[: own.index("--")], own[own.index("--") + 1 :]
@@ -134,24 +145,31 @@ def summary(config: Path, jobs: list[Job]) -> dict[str, Any]:
     """Figures of one twin over its seeds."""
     last = [json.loads((job.folder / "metrics.json").read_text())["last"] for job in jobs]
     mious = [scores["miou"] for scores in last]
+    mean, stdev = mean_and_stdev(mious)
     return {
         "config": config.stem,
         "lr": jobs[0].lr,
         "seeds": [job.seed for job in jobs],
         "miou": mious,
-        "miou_mean": statistics.mean(mious),
-        "miou_stdev": statistics.stdev(mious) if len(mious) > 1 else None,
+        "miou_mean": mean,
+        "miou_stdev": stdev,
         "pixel_accuracy": statistics.mean(scores["pixel_accuracy"] for scores in last),
         "class_iou": {
-            name: statistics.mean(scores["class_iou"][name] or 0.0 for scores in last)
+            name: _mean_of_some(scores["class_iou"][name] for scores in last)
             for name in last[0]["class_iou"]
         },
         "curves": [curve(job) for job in jobs],
     }
 
 
+def _mean_of_some(values: Iterable[float | None]) -> float | None:
+    """Of those that there are: a class that is neither in truth nor prediction has no IoU."""
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
 def curve(job: Job) -> dict[str, list[float]]:
-    """Epochs, seconds of training and validation so far, and mIoU after each."""
+    """Epochs, seconds of training so far (validation apart), and mIoU after each."""
     rows = list(csv.DictReader((job.folder / "metrics.csv").open()))
     spent, seconds = 0.0, []
     for row in rows:
@@ -172,8 +190,7 @@ def text(name: str, record: dict[str, Any]) -> str:
             twin["config"],
             f"{twin['lr']:g}",
             str(len(twin["seeds"])),
-            f"{100 * twin['miou_mean']:.2f}"
-            + (f" ± {100 * twin['miou_stdev']:.2f}" if twin["miou_stdev"] is not None else ""),
+            percent(twin["miou_mean"], twin["miou_stdev"]),
             f"{100 * twin['pixel_accuracy']:.2f}",
             f"{statistics.mean(c['seconds'][-1] for c in twin['curves']):.0f}"
             if record["timed"]
@@ -183,7 +200,7 @@ def text(name: str, record: dict[str, Any]) -> str:
     ]
     head = ["config", "lr", "seeds", "mIoU % (last epoch)", "pixel accuracy %", "training s"]
     classes = [
-        [name, *(f"{100 * twin['class_iou'][name]:.1f}" for twin in twins)]
+        [name, *(_class_cell(twin["class_iou"][name]) for twin in twins)]
         for name in twins[0]["class_iou"]
     ]
     epochs = [
@@ -209,32 +226,33 @@ def text(name: str, record: dict[str, Any]) -> str:
     )
 
 
+def _class_cell(iou: float | None) -> str:
+    return "-" if iou is None else f"{100 * iou:.1f}"
+
+
 def _mean_at(twin: dict[str, Any], index: int) -> str:
     return f"{100 * statistics.mean(curve['miou'][index] for curve in twin['curves']):.2f}"
 
 
 def plot(twins: list[dict[str, Any]], path: Path, timed: bool) -> None:
     """MIoU against epochs and, where times mean something, against training time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     panels = 2 if timed else 1
-    figure, axes = plt.subplots(
-        1, panels, figsize=(4.5 * panels, 3.6), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(4.5 * panels, 3.6), layout="constrained")
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     for twin, colour in zip(twins, ("#0072b2", "#d55e00"), strict=True):
         for index, one in enumerate(twin["curves"]):
             label = f"{twin['config']}, lr {twin['lr']:g}" if index == 0 else None
-            percent = [100 * miou for miou in one["miou"]]
+            mious = [100 * miou for miou in one["miou"]]
             horizontal = [one["epoch"], [seconds / 60 for seconds in one["seconds"]]]
-            for axis, values in zip(axes[0], horizontal, strict=False):
-                axis.plot(values, percent, color=colour, marker="o", ms=3, label=label)
-    axes[0, 0].set(xlabel="epoch", ylabel="validation mIoU, %")
-    axes[0, -1].set(xlabel="minutes of training" if timed else "epoch")
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    for axis in axes[0]:
+            for axis, values in zip(axes, horizontal, strict=False):
+                axis.plot(values, mious, color=colour, marker="o", ms=3, label=label)
+    for axis, label in zip(axes, ("epoch", "minutes of training"), strict=False):
+        axis.set(xlabel=label)
+    axes[0].set(ylabel="validation mIoU, %")
+    axes[0].legend(frameon=False, fontsize=8)
+    for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 

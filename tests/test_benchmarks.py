@@ -110,6 +110,20 @@ def test_the_root_benchmark_times_both_backends(tmp_path):
         assert row["seconds"].keys() == {"newton_schulz", "eigh", "literal"}
 
 
+def test_a_multiplied_batch_is_the_one_that_is_recorded(tmp_path):
+    options = ["--tiny", "--batch-times", "3", "--seconds", "0", "--out", tmp_path / "layers"]
+    done = run("benchmarks/layers.py", *options)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "layers.json").read_text())["rows"]
+    assert [row["batch"] for row in rows.values()] == [2 * 3, 2 * 3]
+
+
+def test_inverse_roots_are_not_called_those_of_a_gpu(script, capsys):
+    with pytest.raises(SystemExit):
+        script("layers").parse(["--roots", "--device", "cuda"])
+    assert "--roots times the processor; benchmarks/kernels.py" in capsys.readouterr().err
+
+
 def test_a_shape_that_does_not_exist_is_one_sentence():
     done = run("benchmarks/layers.py", "--only", "nonsense*")
     assert done.returncode != 0
@@ -139,10 +153,16 @@ def test_the_training_benchmark_times_whole_networks_against_batch_norm(tmp_path
 
 
 @pytest.fixture
-def train_step(monkeypatch):
-    """benchmarks/train_step.py as a module."""
+def script(monkeypatch):
+    """Imports a script of benchmarks/ as a module."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("train_step")
+    return importlib.import_module
+
+
+@pytest.fixture
+def train_step(script):
+    """benchmarks/train_step.py as a module."""
+    return script("train_step")
 
 
 def test_saved_bytes_are_those_of_the_activations_a_backward_needs(train_step):
@@ -203,6 +223,7 @@ def test_the_training_benchmark_replays_16_bit_steps_as_graphs(tmp_path):
         (["--profile", "nonsense"], "no variant is called 'nonsense'; there are batchnorm"),
         (["--variant", "block=3"], "'block=3': expected NAME:key=value,key=value"),
         (["--cuda-graph"], "--cuda-graph goes with --device cuda"),
+        (["--resident", "--compile"], "not --tiny, and without --compile"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -228,3 +249,42 @@ def test_the_study_of_options_tabulates_and_keeps_its_runs(tmp_path):
     assert kept.returncode == 0, kept.stderr
     assert "rows 8" in kept.stdout
     assert "block 8" not in kept.stdout
+
+
+def test_the_study_of_options_keeps_runs_of_different_recipes_apart(script):
+    pareto = script("pareto")
+    recipes = [[], ["--tiny"], ["--batch", "64"], ["--lr", "0.2"], ["--images", "10000"]]
+    folders = {pareto.recipe_name(pareto.parse(recipe)) for recipe in recipes}
+    assert len(folders) == len(recipes)
+
+
+def test_onnx_runtime_is_asked_for_before_anything_is_measured(script, monkeypatch, capsys):
+    inference = script("inference")
+    monkeypatch.setattr(inference, "find_spec", lambda name: None)
+    assert not inference.parse(["--no-onnx"]).onnx
+    with pytest.raises(SystemExit):
+        inference.parse([])
+    assert "pip install '.[export]' or add --no-onnx" in capsys.readouterr().err
+
+
+def recorded_run(folder, seed, miou, walls):
+    path = folder / f"a-lr0.1-seed{seed}"
+    path.mkdir(parents=True)
+    last = {"miou": miou, "pixel_accuracy": 0.5, "class_iou": {"road": miou, "wall": walls}}
+    (path / "metrics.json").write_text(json.dumps({"last": last}))
+    (path / "metrics.csv").write_text(f"epoch,seconds,miou\n1,2.0,0.1\n2,3.0,{miou}\n")
+
+
+def test_twins_are_averaged_over_seeds_and_an_absent_class_has_no_score(script, tmp_path):
+    twins = script("twins")
+    for seed, miou in enumerate((0.2, 0.4)):
+        recorded_run(tmp_path, seed, miou, walls=None)
+    jobs = [twins.Job(Path("a.yaml"), 0.1, seed, tmp_path) for seed in (0, 1)]
+    twin = twins.summary(Path("a.yaml"), jobs)
+    assert twin["class_iou"] == {"road": pytest.approx(0.3), "wall": None}
+    record = {"twins": [twin, twin], "timed": True, "tuning": []}
+    text = twins.text("pair", record)
+    assert "| a | 0.1 | 2 | 30.00 ± 14.14 | 50.00 | 5 |" in text
+    assert "| wall | - | - |" in text
+    twins.plot(record["twins"], tmp_path / "curves.png", timed=False)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
