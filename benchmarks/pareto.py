@@ -280,7 +280,7 @@ def main() -> None:
     """Train what is missing, time the steps, write JSON, table and picture."""
     options = parse()
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    kept = keep_freed_memory()
     runs = trained(matching(options.only, CANDIDATES, "candidate"), options)
     names = [name for name in runs if runs[name]]
     times = step_times(names, options)
@@ -290,7 +290,8 @@ def main() -> None:
     print(figures)
     if options.out:
         text = f"# Cost and accuracy of the whitening options\n\n{__doc__}\n{figures}"
-        record = {"environment": environment(), "recipe": recipe, "rows": rows}
+        facts = environment() | {"freed memory is kept": kept}
+        record = {"environment": facts, "recipe": recipe, "rows": rows}
         write_result(options.out, record, text)
         plot(rows, options.out.with_suffix(".png"))
 
