@@ -16,6 +16,11 @@ from segdeconv.data.pairs import PairedImages, Transform, match_by_stem
 from segdeconv.data.readers import LabelArray, read_labels, to_train_ids
 
 
+def classes_file(root: str | Path, classes: str | Path | None = None) -> Path:
+    """The file that names the classes: ``classes`` if given, else classes.yaml in ``root``."""
+    return Path(classes or Path(root) / "classes.yaml").expanduser()
+
+
 class FolderDataset(PairedImages):
     """Images and label maps that have the same name without the ending.
 
@@ -48,7 +53,7 @@ class FolderDataset(PairedImages):
         root = Path(root).expanduser()
         if not root.is_dir():
             raise ValueError(f"the data folder {root} does not exist")
-        self.classes_path = Path(classes).expanduser() if classes else root / "classes.yaml"
+        self.classes_path = classes_file(root, classes)
         if not self.classes_path.is_file():
             content = ", ".join(sorted(entry.name for entry in root.iterdir())[:5]) or "nothing"
             raise ValueError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import cv2
 
-from segdeconv.data.pairs import IMAGE_ENDINGS
+from segdeconv.data.pairs import IMAGE_ENDINGS, ends_in, stem_in
 from segdeconv.data.readers import ImageArray
 
 VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
@@ -39,21 +39,23 @@ class Source:
         return self.path.suffix.lower() in VIDEO_ENDINGS
 
 
-def find_sources(inputs: Sequence[str], without: Path | None = None) -> list[Source]:
+def find_sources(inputs: Sequence[str], without: Sequence[Path] = ()) -> list[Source]:
     """Images and videos that files, folders (with sub-folders) and patterns such as a/*.png name.
 
     Args:
         inputs: Paths and patterns.
-        without: Folder whose files are left out: that of the results, should it lie in another.
+        without: Folders whose files are left out: those of results, should they lie in another.
 
     Raises:
         ValueError: If one of them names nothing, or two files would have results of one name.
     """
     found: dict[Path, Source] = {}
+    left_out = [folder.resolve() for folder in without]
     for given in inputs:
         for source in _sources_of(given):
-            if without is None or not source.path.resolve().is_relative_to(without.resolve()):
-                found.setdefault(source.path.resolve(), source)
+            path = source.path.resolve()
+            if not any(path.is_relative_to(folder) for folder in left_out):
+                found.setdefault(path, source)
     first: dict[str, Source] = {}
     for source in found.values():
         other = first.setdefault(source.name, source)
@@ -70,14 +72,15 @@ def find_sources(inputs: Sequence[str], without: Path | None = None) -> list[Sou
 def _sources_of(given: str) -> Iterator[Source]:
     path = Path(given).expanduser()
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if _is_media(file)]
+        endings = IMAGE_ENDINGS + VIDEO_ENDINGS
+        files = [file for file in sorted(path.rglob("*")) if ends_in(file, endings)]
         if not files:
             raise ValueError(
                 f"no images or videos in the folder {path}; expected files ending in "
-                f"{', '.join(IMAGE_ENDINGS + VIDEO_ENDINGS)}"
+                f"{', '.join(endings)}"
             )
         for file in files:
-            yield Source(file, file.relative_to(path).with_suffix("").as_posix())
+            yield Source(file, stem_in(path, file))
     elif path.exists():
         yield Source(path, path.stem)
     else:
@@ -88,13 +91,7 @@ def _sources_of(given: str) -> Iterator[Source]:
             raise ValueError(f"there is no {given}; give images, videos, folders or patterns")
         for match in matches:
             if match.is_file():
-                yield Source(match, match.relative_to(root).with_suffix("").as_posix())
-
-
-def _is_media(path: Path) -> bool:
-    # archives made on macOS carry a "._name.png" beside each file, which is no picture
-    known = path.suffix.lower() in IMAGE_ENDINGS + VIDEO_ENDINGS
-    return known and not path.name.startswith(".") and path.is_file()
+                yield Source(match, stem_in(root, match))
 
 
 class Video:

@@ -133,6 +133,17 @@ def match_by_stem(
     return chosen, [found[name] for name in chosen], labels
 
 
+def ends_in(path: Path, endings: Sequence[str]) -> bool:
+    """Whether this is a file with one of the endings, in small letters or capitals."""
+    # Archives made on macOS carry a "._name.png" beside each file, which is no picture.
+    return path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
+
+
+def stem_in(folder: Path, path: Path) -> str:
+    """The path of a file in ``folder``, without its ending: "aachen/0001"."""
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
 def _by_stem(folder: Path, what: str) -> dict[str, Path]:
     """The pictures below a folder, by their path in it without the ending."""
     if not folder.is_dir():
@@ -141,10 +152,9 @@ def _by_stem(folder: Path, what: str) -> dict[str, Path]:
         raise ValueError(f"{folder} may not be read by this user; change its permissions")
     paths: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        # Archives made on macOS carry a "._name.png" beside each file, which is no picture.
-        if path.suffix.lower() not in IMAGE_ENDINGS or path.name.startswith("."):
+        if not ends_in(path, IMAGE_ENDINGS):
             continue
-        stem = path.relative_to(folder).with_suffix("").as_posix()
+        stem = stem_in(folder, path)
         if stem in paths:
             raise ValueError(
                 f"{folder} holds both {paths[stem].name} and {path.name}; names must differ "

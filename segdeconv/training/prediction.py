@@ -11,6 +11,7 @@ import torch
 from jsonargparse import Namespace
 from tqdm import tqdm
 
+from segdeconv.data.folder import classes_file
 from segdeconv.data.labels import CAMVID, CITYSCAPES, LabelSet, load_label_set
 from segdeconv.data.media import Source, Video, find_sources, video_writer
 from segdeconv.data.readers import ImageArray, LabelArray, read_image
@@ -50,7 +51,7 @@ def predict_run(
         if kind not in ENDINGS:
             raise ValueError(f"--write {kind}: expected some of {', '.join(ENDINGS)}")
     out = Path(config.out)
-    sources = find_sources(inputs, without=out)
+    sources = find_sources(inputs, without=[out / kind for kind in ENDINGS])
     writer = Writer(out, config.write, choose_label_set(config.data, config.palette), config.frames)
     if not config.overwrite:
         writer.check_new(sources)
@@ -91,12 +92,12 @@ def choose_label_set(data: Namespace, palette: str | None) -> LabelSet:
         return chosen
     if own is not None:
         return own
-    path = Path((data.options or {}).get("classes") or Path(data.root) / "classes.yaml")
-    if not path.expanduser().is_file():
+    path = classes_file(data.root, (data.options or {}).get("classes"))
+    if not path.is_file():
         raise ValueError(
             f"the run's classes file {path} is not here; give it, or a copy, as --palette FILE"
         )
-    return load_label_set(path.expanduser())
+    return load_label_set(path)
 
 
 def make_predictor(

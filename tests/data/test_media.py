@@ -16,7 +16,7 @@ def folder(tmp_path):
     return tmp_path / "in"
 
 
-def names(*inputs, without=None):
+def names(*inputs, without=()):
     return [source.name for source in find_sources([str(each) for each in inputs], without)]
 
 
@@ -42,7 +42,7 @@ def test_a_file_that_is_named_twice_counts_once(folder):
 
 
 def test_results_are_not_read_as_images(folder):
-    assert names(folder, without=folder / "b") == ["a"]
+    assert names(folder, without=[folder / "b"]) == ["a"]
 
 
 def test_two_files_of_one_name_are_refused(folder):

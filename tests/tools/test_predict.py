@@ -55,6 +55,14 @@ def test_ids_are_those_that_the_evaluation_writes(tool, photos):
             assert np.array_equal(read(mine), read(there))
 
 
+def test_results_may_lie_among_the_images_and_are_not_predicted_again(tool, photos):
+    for options in ([], ["--overwrite"]):
+        code, out, err = tool("predict", "runs/run", photos, "--out", photos, *options)
+        assert code == 0, err
+        assert "5 of 5 files predicted" in out
+    assert len(pictures_in(photos / "overlay")) == 5
+
+
 def test_each_kind_shows_the_same_classes(tool, photos):
     kinds = ("colour", "overlay", "ids", "side")
     assert tool("predict", "runs/run", photos / "00.png", "--write", *kinds)[0] == 0
