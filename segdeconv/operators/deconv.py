@@ -199,7 +199,8 @@ class Deconv2d(WhitenedLayer, nn.Conv2d):
         kernel_size, dilation = cast(Pair, self.kernel_size), cast(Pair, self.dilation)
         if kernel_size == (1, 1) and self.settings.sampling == "flat":
             return FlatGrid(steps[0] * steps[1])
-        return PatchGrid(kernel_size, steps, self._zero_padding(), dilation)
+        stride = cast(Pair, self.stride)
+        return PatchGrid(kernel_size, steps, self._zero_padding(), dilation, stride)
 
 
 class DeconvTranspose2d(WhitenedLayer, nn.ConvTranspose2d):
@@ -339,7 +340,7 @@ class DeconvTranspose2d(WhitenedLayer, nn.ConvTranspose2d):
             _next_coprime(sampling_stride, stride[1]),
         )
         return StretchedGrid(
-            PatchGrid(kernel_size, steps, dilation=dilation),
+            PatchGrid(kernel_size, steps, dilation=dilation, stride=stride),
             stride,
             (top, left),
             (top + output_padding[0], left + output_padding[1]),

@@ -24,6 +24,10 @@ from segdeconv.whitening import (
     shrink,
 )
 
+# Blocks that share a root give a row each, so in a wide layer a handful of patches would fill
+# `Whitening.max_rows`: 8 for 1024 channels and 1x1 taps in blocks of 16.  Neighbours are too alike.
+FEWEST_PATCHES = 256
+
 Layer = TypeVar("Layer", bound="WhitenedLayer")
 Plain = TypeVar("Plain", bound=nn.Module)
 
@@ -72,8 +76,8 @@ class Whitening:
         sampling: 1x1 layers sample a "grid" or, as released, every k-th pixel of the "flat" batch.
         min_rows: Rows per column of the covariance below which sampling gets denser, then the
             covariance is shrunk; 0 never does either.
-        max_rows: Rows per column above which sampling gets sparser, to about that many (steps are
-            whole numbers); 0 never makes it so.
+        max_rows: Rows per column of the covariance above which sampling gets sparser, to no fewer
+            than that many, nor than `FEWEST_PATCHES`; 0 never makes it so.
         structure: "full", or "kronecker": the root is the product of one over channels and one over
             taps (`segdeconv.whitening.kronecker_root`); needs channel grouping.
         detach: Take mean and root as constants in the backward.
@@ -326,10 +330,11 @@ class WhitenedLayer(nn.Module):
         stride = settings.sampling_stride
         grid = sampling(stride)
         while freedom(grid) < settings.min_rows * size and stride > 1:
-            stride -= 1
+            stride = max(1, stride - 2)  # stays odd, see `PatchGrid.stride`
             grid = sampling(stride)
-        if 0 < settings.max_rows * size < freedom(grid):
-            grid = grid.thinned(x.shape, freedom(grid) / (settings.max_rows * size))
+        most = max(settings.max_rows * size, self.blocks.degrees_of_freedom(FEWEST_PATCHES))
+        if settings.max_rows and most < freedom(grid):
+            grid = grid.thinned(x.shape, freedom(grid) / most)
         if settings.min_rows == 0:  # any number of rows will do
             return grid, min(grid.count(x.shape), 1)
         return grid, freedom(grid)

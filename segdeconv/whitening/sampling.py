@@ -18,9 +18,10 @@ from segdeconv.whitening.blocks import Blocks
 
 Pair = tuple[int, int]
 
-# A thinned grid keeps this many patches along each axis and leaves out images instead: fewer would
-# give the border, where part of each patch is padding, too large a share of the rows.
-MIN_PLACES = 8
+# A thinned grid keeps this many patches along each axis: fewer would give the border, where part of
+# each patch is padding, too large a share of the rows.  Then it leaves out images, but keeps this
+# many: images differ more than places.
+MIN_PLACES, MIN_IMAGES = 8, 16
 
 # Up to this product of steps a grid is gathered in one copy.  Tap by tap against one copy on one
 # CPU core, 3x3 taps: 4.8 and 2.0 ms for 128 x 32 x 16 x 16 at step 3, 0.4 and 1.1 for 64 x 256 x
@@ -35,7 +36,7 @@ class Sampling(Protocol):
         """Columns S of an activation of this shape."""
 
     def thinned(self, shape: torch.Size, factor: float) -> "Sampling":
-        """A sampling of the same kind with about ``factor`` times fewer columns."""
+        """A sampling of the same kind with up to ``factor`` times fewer columns."""
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Columns (C x taps, S), a new tensor in ``dtype``."""
@@ -53,6 +54,8 @@ class PatchGrid:
         step: Distance between patches in pixels, (vertical, horizontal).
         padding: Zeros on each side; they are part of the patches.
         dilation: Distance between taps.
+        stride: The layer's.  A thinned grid's step grows by an even number of strides: a map that
+            was upsampled has a period of two pixels, and an even step sees one phase of it only.
         every: Which images are read: the first and each that many-th.
     """
 
@@ -60,6 +63,7 @@ class PatchGrid:
     step: Pair
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
+    stride: Pair = (1, 1)
     every: int = 1
 
     def places(self, shape: torch.Size) -> Pair:
@@ -78,15 +82,22 @@ class PatchGrid:
         return -(-shape[0] // self.every) * math.prod(self.places(shape))
 
     def thinned(self, shape: torch.Size, factor: float) -> "PatchGrid":
-        """Larger steps as long as `MIN_PLACES` remain along an axis, then fewer images."""
+        """Larger steps, down to `MIN_PLACES` along an axis, then fewer images, to `MIN_IMAGES`."""
         places = self.places(shape)
         down, across = (
-            math.floor(step * max(1.0, min(math.sqrt(factor), number / MIN_PLACES)))
-            for step, number in zip(self.step, places, strict=True)
+            self._larger_step(axis, min(math.sqrt(factor), places[axis] / MIN_PLACES))
+            for axis in (0, 1)
         )
         thin = replace(self, step=(down, across))
         remaining = factor * math.prod(thin.places(shape)) / max(1, math.prod(places))
-        return replace(thin, every=min(math.ceil(remaining - 0.05) * self.every, shape[0]))
+        images = -(-shape[0] // self.every)
+        every = max(1, min(math.floor(remaining), images // MIN_IMAGES))
+        return replace(thin, every=self.every * every)
+
+    def _larger_step(self, axis: int, factor: float) -> int:
+        """Up to ``factor`` times the step, by an even number of the layer's strides."""
+        step, pair = self.step[axis], 2 * self.stride[axis]
+        return step + max(0, math.floor(step * (factor - 1) / pair)) * pair
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(C x taps, S).
@@ -204,7 +215,7 @@ class StretchedGrid:
     """Patches of a transposed convolution: of its input with zeros between and around the pixels.
 
     Attributes:
-        grid: Patches of the stretched map.
+        grid: Patches of the stretched map; its own stride is the one below.
         stride: Distance of the input's pixels in the stretched map.
         before: Zeros above and left; a negative number cuts off.
         after: Zeros below and right.
@@ -236,9 +247,8 @@ class StretchedGrid:
         return self.grid.count(self._stretched_shape(shape))
 
     def thinned(self, shape: torch.Size, factor: float) -> "StretchedGrid":
-        """Fewer images: the step must keep visiting every phase of the stride."""
-        every = min(math.ceil(factor) * self.grid.every, shape[0])
-        return replace(self, grid=replace(self.grid, every=every))
+        """A thinned grid of the stretched map."""
+        return replace(self, grid=self.grid.thinned(self._stretched_shape(shape), factor))
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(C x taps, S)."""

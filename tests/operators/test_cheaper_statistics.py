@@ -1,6 +1,7 @@
 """Options that make the statistics of a step cheaper, each alone."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from segdeconv.operators.deconv import Deconv2d, DeconvTranspose2d, Delinear
+from segdeconv.operators.whitened_layer import FEWEST_PATCHES
 from segdeconv.whitening import PatchGrid, inverse_root, kronecker_root
 
 
@@ -29,13 +31,36 @@ SHAPES = [(8, 16, 96, 96), (128, 16, 8, 8), (64, 16, 32, 20), (3, 16, 200, 9), (
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("cap", [8, 32])
-def test_a_cap_bounds_the_rows_and_leaves_enough(shape, cap):
+def test_a_cap_leaves_enough_rows_and_less_than_three_times_as_many(shape, cap):
     layer = Deconv2d(16, 4, 3, padding=1, max_rows=cap)
     x = torch.empty(shape, device="meta")
     _, rows = layer._choose_sampling(x, layer._sampling)
-    _, without = Deconv2d(16, 4, 3, padding=1)._choose_sampling(x, layer._sampling)
-    assert rows <= 1.3 * cap * layer.blocks.size  # steps are whole numbers
-    assert rows >= min(without, 0.4 * cap * layer.blocks.size)
+    _, without = Deconv2d(16, 4, 3, padding=1, max_rows=0)._choose_sampling(x, layer._sampling)
+    enough = max(cap * layer.blocks.size, FEWEST_PATCHES - 1)
+    # From one step to the next, 3 to 5 at worst, the rows fall to (3 / 5) squared.
+    assert min(without, enough) <= rows < 3 * enough
+
+
+def test_a_cap_leaves_wide_layers_more_than_a_handful_of_patches():
+    layer = Deconv2d(1024, 4, 1, max_rows=32)
+    grid, _ = layer._choose_sampling(torch.empty(8, 1024, 32, 64, device="meta"), layer._sampling)
+    assert grid.count(torch.Size((8, 1024, 32, 64))) >= FEWEST_PATCHES
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_cap_takes_patches_of_both_phases_of_an_upsampled_map(stride):
+    layer = Deconv2d(16, 4, 3, stride=stride, padding=1, max_rows=8)
+    grid, _ = layer._choose_sampling(torch.empty(8, 16, 256, 256, device="meta"), layer._sampling)
+    assert grid.step[0] > 3 * stride
+    assert {step // stride % 2 for step in grid.step} == {1}
+    assert {step % stride for step in grid.step} == {0}
+
+
+def test_a_cap_leaves_out_no_image_of_a_small_batch():
+    layer = Deconv2d(16, 4, 3, padding=1, max_rows=4)
+    for images, every in ((8, 1), (31, 1), (32, 2), (128, 8)):
+        x = torch.empty(images, 16, 24, 24, device="meta")
+        assert layer._choose_sampling(x, layer._sampling)[0].every == every
 
 
 def test_a_thinned_grid_keeps_the_border_from_weighing_too_much():
@@ -46,7 +71,7 @@ def test_a_thinned_grid_keeps_the_border_from_weighing_too_much():
 
 def test_images_left_out_by_the_cap_do_not_enter_the_statistics():
     layer = make(Deconv2d, 16, 4, 3, padding=1, max_rows=8)
-    x = images(128, 16, 12, 12)
+    x = images(160, 16, 12, 12)
     every = layer._choose_sampling(x, layer._sampling)[0].every
     assert every > 1
     changed = x.clone()
@@ -65,12 +90,23 @@ def test_transposed_and_linear_layers_take_a_cap_too(kind, shape):
     layer(x).square().sum().backward()
     grid = layer._sampling([0, 0], 3) if kind is DeconvTranspose2d else None
     assert x.grad.isfinite().all()
-    assert grid is None or grid.thinned(x.shape, 4).count(x.shape) <= grid.count(x.shape) / 4
+    if grid is not None:
+        assert grid.count(x.shape) / 4 <= grid.thinned(x.shape, 4).count(x.shape)
+        assert grid.thinned(x.shape, 4).count(x.shape) < grid.count(x.shape)
+
+
+def test_a_cap_visits_every_phase_of_a_transposed_layer():
+    layer = DeconvTranspose2d(16, 4, 4, stride=2, padding=1, max_rows=8)
+    grid, _ = layer._choose_sampling(
+        torch.empty(4, 16, 128, 128, device="meta"), partial(layer._sampling, [0, 0])
+    )
+    assert grid.grid.step[0] > 3
+    assert all(math.gcd(step, 2) == 1 for step in grid.grid.step)
 
 
 def test_gradients_with_a_cap_agree_with_finite_differences():
     layer = make(Deconv2d, 2, 2, 3, padding=1, max_rows=4)
-    x = images(12, 2, 5, 5).requires_grad_()
+    x = images(300, 2, 5, 5).requires_grad_()
     assert layer._choose_sampling(x, layer._sampling)[0].every > 1
     layer.reset_running_stats()
     assert torch.autograd.gradcheck(layer, x, fast_mode=True)
