@@ -18,10 +18,8 @@ Evaluate the network of a run, on whole images if nothing else is said, with the
 original size. The run's config.yaml says what network it is; the weights file holds numbers only.
 
   RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
-  --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
   --split val                 split of the data set
   --limit 10                  evaluate only the first images
-  --device auto               cpu, cuda, cuda:1, …; auto takes a GPU if there is one
   --save-predictions FOLDER   write a PNG of label ids for each image; into a new or empty folder
   --json FILE                 where the scores go; default: RUN_DIR/eval_SPLIT_CHECKPOINT.json,
                               with _first10 behind it for --limit 10, _tta for --tta, …
@@ -39,10 +37,8 @@ In several processes, each of which takes its share of the images (and a GPU, if
 def main(arguments: list[str]) -> None:
     """Parse, evaluate, print and write."""
     parser = ConfigParser(HELP)
-    parser.add_argument("--checkpoint", type=str, default="best", help="best, last, or a file")
     parser.add_argument("--split", type=str | None, help="split; null: the validation split")
     parser.add_argument("--limit", type=int | None, help="number of images; null: all")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--save-predictions", type=str | None, help="folder for label id PNGs")
     parser.add_argument("--json", type=str | None, help="file for the scores")
     add_prediction_options(parser)

@@ -28,9 +28,7 @@ the exit code 1. Nothing is replaced unless you say so.
   --palette FILE              names, colours and ids of the classes: cityscapes, camvid, or a file
                               like classes.yaml of your own data; default: the run's
   --overwrite                 replace earlier results
-  --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
   --onnx FILE                 run this ONNX file instead of the weights (needs onnxruntime)
-  --device auto               cpu, cuda, cuda:1, …; auto takes a GPU if there is one
 {PREDICTION_HELP}
 
 Examples
@@ -51,9 +49,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--frames", action="store_true", help="frames of videos as images")
     parser.add_argument("--palette", type=str | None, help="cityscapes, camvid or a classes file")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
-    parser.add_argument("--checkpoint", type=str, default="best", help="best, last, or a file")
     parser.add_argument("--onnx", type=str | None, help="ONNX file in place of the weights")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
     add_prediction_options(parser)
     first = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
     options = arguments[len(first) :]

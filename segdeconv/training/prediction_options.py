@@ -1,4 +1,4 @@
-"""Options of the command line that say how to predict; evaluation and prediction share them."""
+"""Options of the command line that evaluation and prediction share: with what, where and how."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ from jsonargparse import Namespace
 from segdeconv.inference import TTA_SCALES, Prediction
 
 PREDICTION_HELP = """\
+  --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
+  --device auto               cpu, cuda, cuda:1, …; auto takes a GPU if there is one
   --tta                       scales 0.5 to 1.75 and mirror images; probabilities are averaged
   --scales 0.75 1 1.25        these scales; --flip for mirror images
   --slide                     sliding windows of the size of the training crop
@@ -24,6 +26,8 @@ def add_prediction_options(parser: Any) -> None:
     """Add the options of `PREDICTION_HELP` to a `ConfigParser`."""
     usual = Prediction()
     add = parser.add_argument
+    add("--checkpoint", type=str, default="best", help="best, last, or a file")
+    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
     add("--tta", action="store_true", help="scales 0.5 to 1.75 and mirror images")
     add("--scales", type=float, nargs="+", help="sizes at which images are seen")
     add("--flip", action="store_true", help="see images mirrored, too")
