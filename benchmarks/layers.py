@@ -7,6 +7,7 @@ process, and every quotient is taken round by round, so a busy machine disturbs 
     released   `Deconv2d(preset="released")`: the same function of input, weight and state
     default    `Deconv2d` as it comes
     batchnorm  `nn.Conv2d` and `nn.BatchNorm2d`
+    plain      `nn.Conv2d` alone: literal / plain is what free statistics would reach
     evaluation of `Deconv2d` and of `nn.Conv2d`, forward only
 
 With --amp the statistics of the literal layer are in 16 bits too; those of `Deconv2d` never are.
@@ -212,12 +213,13 @@ def variants(shape: Shape) -> dict[str, nn.Module]:
     literal = LiteralDeconv2d(*shape.channels, **shape.geometry, **shape.options)
     released = Deconv2d(*shape.channels, **shape.geometry, preset="released", **shape.options)
     released.load_state_dict({**released.state_dict(), **literal.state_dict()})
-    plain = nn.Conv2d(*shape.channels, **shape.geometry, bias=False)
+    without_bias = nn.Conv2d(*shape.channels, **shape.geometry, bias=False)
     return {
         "literal": literal,
         "released": released,
         "default": Deconv2d(*shape.channels, **shape.geometry, **shape.options),
-        "batchnorm": nn.Sequential(plain, nn.BatchNorm2d(shape.channels[1])),
+        "batchnorm": nn.Sequential(without_bias, nn.BatchNorm2d(shape.channels[1])),
+        "plain": nn.Conv2d(*shape.channels, **shape.geometry),
     }
 
 
@@ -254,28 +256,29 @@ def measure(shape: Shape, setup: Setup) -> dict[str, Any]:
         grad = torch.randn_like(layers["batchnorm"](x))
     steps = {name: training_step(layer, x, grad, setup) for name, layer in layers.items()}
     times = interleaved(steps, setup.seconds, device=setup.device)
-    plain = nn.Conv2d(*shape.channels, **shape.geometry).to(setup.device)
-    compared = {"convolution": plain, "ours": layers["default"]}
+    compared = {name: layers[name] for name in ("plain", "default")}
     forwards = {name: evaluation(layer, x, setup) for name, layer in compared.items()}
     eval_times = interleaved(forwards, setup.seconds / 4, min_rounds=11, device=setup.device)
     return {
         **asdict(shape),
         "training": {name: spread(values) for name, values in times.items()},
-        "evaluation": {name: spread(values) for name, values in eval_times.items()},
+        "forward": {name: spread(values) for name, values in eval_times.items()},
         "literal / released": ratio(times["literal"], times["released"]),
         "literal / default": ratio(times["literal"], times["default"]),
         "literal / batchnorm": ratio(times["literal"], times["batchnorm"]),
+        "literal / plain": ratio(times["literal"], times["plain"]),
         "default / batchnorm": ratio(times["default"], times["batchnorm"]),
-        "ours / convolution": ratio(eval_times["ours"], eval_times["convolution"]),
+        "evaluation": ratio(eval_times["default"], eval_times["plain"]),
     }
 
 
 QUOTIENTS = (
     "literal / released",
     "literal / default",
+    "literal / plain",
     "literal / batchnorm",
     "default / batchnorm",
-    "ours / convolution",
+    "evaluation",
 )
 
 
@@ -288,11 +291,11 @@ def layer_table(rows: dict[str, dict[str, Any]]) -> str:
         quotients = [f"{values['median']:.2f}" for values in others]
         return [name, *training, with_range(first, ".2f"), *quotients]
 
-    header = ["layer", "literal", "released", "default", "conv + BN", *QUOTIENTS[:-1], "eval"]
+    header = ["layer", "literal", "released", "default", "conv + BN", "plain", *QUOTIENTS]
     medians = ([row[quotient]["median"] for row in rows.values()] for quotient in QUOTIENTS)
     means = [f"{statistics.geometric_mean(values):.2f}" for values in medians]
     lines = [line(name, row) for name, row in rows.items()]
-    return markdown_table(header, [*lines, ["geometric mean", "", "", "", "", *means]])
+    return markdown_table(header, [*lines, ["geometric mean", *[""] * 5, *means]])
 
 
 LAYER_NOTES = """\
@@ -301,8 +304,9 @@ LAYER_NOTES = """\
 Milliseconds per training step (medians), and quotients taken round by round (median; for the first
 also minimum and maximum).  "literal" is the algorithm as published, recorded by autograd;
 "released" is the same function by `Deconv2d(preset="released")`; "default" is `Deconv2d` as it
-comes; "eval" is its forward pass in evaluation over that of `nn.Conv2d`.  Batch and map sizes are
-in the JSON file beside this one."""
+comes; "plain" is `nn.Conv2d` alone, so literal / plain is what statistics that cost nothing would
+reach; "evaluation" is the default's forward pass in evaluation over that of `nn.Conv2d`.  Batch and
+map sizes are in the JSON file beside this one."""
 
 
 def run_layers(shapes: dict[str, Shape], setup: Setup) -> Any:
