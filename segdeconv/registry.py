@@ -1,10 +1,16 @@
 """A table from name to entry, the one way segdeconv chooses things by name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+def suggest(name: object, known: Iterable[str], rest: str) -> str:
+    """``rest`` of a sentence about an unknown name, behind the nearest known one as a question."""
+    near = get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {near[0]!r}? {rest[0].upper()}{rest[1:]}" if near else rest
 
 
 class Registry(Generic[T]):
@@ -30,9 +36,8 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            near = get_close_matches(str(name), self._entries, n=1)
-            hint = f"; did you mean {near[0]!r}? Known:" if near else "; known:"
-            raise ValueError(f"unknown {self.kind} {name!r}{hint} {', '.join(self)}")
+            rest = suggest(name, self._entries, f"known: {', '.join(self)}")
+            raise ValueError(f"unknown {self.kind} {name!r}; {rest}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

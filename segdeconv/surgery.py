@@ -33,7 +33,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
@@ -49,6 +48,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from segdeconv.operators import OPERATOR_LAYERS, OPERATORS, Operator
 from segdeconv.operators.normalization import fuses_activation, without_batchnorm
+from segdeconv.registry import suggest
 
 Module = TypeVar("Module", bound=nn.Module)
 Action = Literal["swapped", "removed", "replaced", "kept", "skipped"]
@@ -281,12 +281,8 @@ def _check_options(operator: str, given: Mapping[str, Any], known: Iterable[str]
     known = sorted(known)
     for name in given:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? It" if near else "it"
-            raise ValueError(
-                f"operator {operator!r} has no option {name!r}; {hint} takes "
-                f"{', '.join(known) or 'no options'}"
-            )
+            rest = suggest(name, known, f"it takes {', '.join(known) or 'no options'}")
+            raise ValueError(f"operator {operator!r} has no option {name!r}; {rest}")
 
 
 class _Plan:

@@ -13,7 +13,6 @@ import colorsys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+
+from segdeconv.registry import suggest
 
 Colour = tuple[int, int, int]
 
@@ -282,9 +283,8 @@ def _read_classes(path: Path) -> tuple[list[dict[str, Any]], list[Any] | None, s
 def _check_keys(mapping: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
     for key in mapping:
         if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}? Known:" if near else "known:"
-            raise ValueError(f"unknown key {key!r} in {where}; {hint} {', '.join(known)}")
+            rest = suggest(key, known, f"known: {', '.join(known)}")
+            raise ValueError(f"unknown key {key!r} in {where}; {rest}")
 
 
 def _check_id(value: Any, path: Path) -> None:

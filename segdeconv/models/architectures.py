@@ -18,7 +18,7 @@ import timm
 from torch import nn
 from torchvision.models import segmentation as torchvision_segmentation
 
-from segdeconv.registry import Registry
+from segdeconv.registry import Registry, suggest
 
 TRIED_ENCODERS = (
     "resnet50",
@@ -263,12 +263,13 @@ def _check_encoder(arch: str, row: Architecture, encoder: str) -> None:
         return
     known = [*native, *(f"tu-{name}" for name in timm.list_models())]
     same = f"tu-{encoder}"
-    near = [same] if same in known else get_close_matches(encoder, known, n=1)
-    hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-    raise ValueError(
-        f"unknown encoder {encoder!r}; {hint} {len(native)} of smp "
-        f"(segmentation_models_pytorch.encoders.get_encoder_names()) and timm's as 'tu-<name>'"
+    rest = suggest(
+        encoder,
+        [same] if same in known else known,
+        f"there are {len(native)} of smp (segmentation_models_pytorch.encoders."
+        f"get_encoder_names()) and timm's as 'tu-<name>'",
     )
+    raise ValueError(f"unknown encoder {encoder!r}; {rest}")
 
 
 def _check_options(arch: str, row: Architecture, encoder: str, options: Mapping[str, Any]) -> None:
@@ -278,10 +279,7 @@ def _check_options(arch: str, row: Architecture, encoder: str, options: Mapping[
             continue
         if name in _RESERVED:
             raise ValueError(f"{arch!r} takes no option {name!r}: {_RESERVED[name]}")
-        near = get_close_matches(name, row.options, n=1)
-        if encoder.startswith("tu-") and not near:
+        if encoder.startswith("tu-") and not get_close_matches(name, row.options):
             continue  # for timm's model, which refuses what it does not know
-        hint = f"did you mean {near[0]!r}? It" if near else "it"
-        raise ValueError(
-            f"{arch!r} has no option {name!r}; {hint} takes {', '.join(row.options) or 'none'}"
-        )
+        rest = suggest(name, row.options, f"it takes {', '.join(row.options) or 'none'}")
+        raise ValueError(f"{arch!r} has no option {name!r}; {rest}")

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from segdeconv.registry import suggest
 from segdeconv.whitening import (
     BACKENDS,
     Backend,
@@ -177,9 +177,8 @@ def whitening_settings(
     known = [field.name for field in fields(Whitening) if field.name != "released_blocks"]
     for name in options:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? Known" if near else "known"
-            raise ValueError(f"unknown whitening option {name!r}; {hint}: {', '.join(known)}")
+            rest = suggest(name, known, f"known: {', '.join(known)}")
+            raise ValueError(f"unknown whitening option {name!r}; {rest}")
     return replace(presets[preset], **options)
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +23,7 @@ from segdeconv.data.transforms import (
     released_transform,
     train_transform,
 )
+from segdeconv.registry import suggest
 from segdeconv.training.loading import (
     EvalSampler,
     TrainSampler,
@@ -181,12 +181,8 @@ class SegmentationData(LightningDataModule):
         for name in arguments:
             if name not in known:
                 key = "data.root" if name == "root" else f"data.options.{name}"
-                near = get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ";"
-                raise ValueError(
-                    f"{key}: data set {self.dataset!r} has no such option{hint} "
-                    f"it takes {', '.join(known)}"
-                )
+                rest = suggest(name, known, f"it takes {', '.join(known)}")
+                raise ValueError(f"{key}: data set {self.dataset!r} has no such option; {rest}")
         needs_root = "root" in known and parameters["root"].default is inspect.Parameter.empty
         if needs_root and "root" not in arguments:
             raise ValueError(f"data set {self.dataset!r} needs its folder; give --data.root FOLDER")
