@@ -406,9 +406,7 @@ class _PatchMoments(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_x: Tensor, grad_mean: Tensor, grad_covariance: Tensor
-    ) -> tuple[Tensor | None, None, None, None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
+    ) -> tuple[Tensor, None, None, None, None]:
         x, mean = ctx.saved_tensors
         grid, blocks = ctx.grid, ctx.blocks
         if _apart(grid):

@@ -330,9 +330,7 @@ class _Moments(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_x: Tensor, grad_mean: Tensor, grad_covariance: Tensor
-    ) -> tuple[Tensor | None, None, None, None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
+    ) -> tuple[Tensor, None, None, None, None]:
         x, mean = ctx.saved_tensors
         grad_x = add_moments_gradient(
             grad_x, grad_mean, grad_covariance, x, mean, ctx.sampling, ctx.blocks
