@@ -203,7 +203,7 @@ def trained(names: Sequence[str], options: argparse.Namespace) -> dict[str, list
     for seed in options.seeds:
         for name in names:
             path = folder / f"{name.replace(' ', '_').replace(',', '')}-seed{seed}.json"
-            if not path.exists():
+            if not is_kept(path, CANDIDATES[name]):
                 if options.no_training:
                     continue
                 run = train(name, seed, data, options)
@@ -215,6 +215,16 @@ def trained(names: Sequence[str], options: argparse.Namespace) -> dict[str, list
             figures = " ".join(f"{100 * a:.2f}" for a in last["accuracy"])
             print(f"{name:30s} seed {seed}  {figures}  {last['seconds']:.0f} s", flush=True)
     return runs
+
+
+def is_kept(path: Path, options: dict[str, Any] | None) -> bool:
+    """Whether a run with these options is there; says so of one with others."""
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text())["options"]
+    if found != options:
+        print(f"{path.name} was trained with {found}, now it would be {options}: left out")
+    return bool(found == options)
 
 
 def validated(row: dict[str, Any], epoch: int) -> tuple[float, float | None]:
