@@ -7,7 +7,7 @@ database", 2009; classes and splits of Badrinarayanan et al., "SegNet", arXiv:15
 from pathlib import Path
 
 from segdeconv.data.labels import CAMVID
-from segdeconv.data.pairs import PairedImages, Transform, match_by_stem
+from segdeconv.data.pairs import PairedImages, Transform, Unpaired, match_by_stem
 
 
 class CamVid(PairedImages):
@@ -20,13 +20,18 @@ class CamVid(PairedImages):
         root: Folder that holds the splits.
         split: "train", "val" or "test".
         transform: See `PairedImages`.
+        unpaired: Gets the files without counterpart, in place of an error; the rest is read.
 
     Raises:
         ValueError: The folder is not CamVid, or images lack their label maps.
     """
 
     def __init__(
-        self, root: str | Path, split: str = "train", transform: Transform | None = None
+        self,
+        root: str | Path,
+        split: str = "train",
+        transform: Transform | None = None,
+        unpaired: list[Unpaired] | None = None,
     ) -> None:
         if split not in ("train", "val", "test"):
             raise ValueError(f"split={split!r}: CamVid has train, val, test")
@@ -43,4 +48,5 @@ class CamVid(PairedImages):
                 f"{split}/masks, or SegNet's {split} and {split}annot"
             )
         chosen = names if names is not None and names.is_file() else None
-        super().__init__(CAMVID, *match_by_stem(images, masks, chosen, labelled=True), transform)
+        pairs = match_by_stem(images, masks, chosen, labelled=True, unpaired=unpaired)
+        super().__init__(CAMVID, *pairs, transform)

@@ -14,9 +14,8 @@ as well.
 import os
 from pathlib import Path
 
-from segdeconv.data.labels import CITYSCAPES
-from segdeconv.data.pairs import PairedImages, Transform
-from segdeconv.data.readers import LabelArray, read_labels, to_train_ids
+from segdeconv.data.labels import CITYSCAPES, LabelSet
+from segdeconv.data.pairs import PairedImages, Transform, Unpaired, refuse
 
 SPLITS = {"fine": ("train", "val", "test"), "coarse": ("train", "val", "train_extra")}
 TRAIN_IDS = CITYSCAPES.as_train_ids()
@@ -33,6 +32,7 @@ class Cityscapes(PairedImages):
             Images of "test" may be without labels.
         transform: See `PairedImages`.
         mode: "fine" or "coarse" labels.
+        unpaired: Gets the files without counterpart, in place of an error; the rest is read.
 
     Raises:
         ValueError: The folder is not Cityscapes, or images lack their labels.
@@ -44,6 +44,7 @@ class Cityscapes(PairedImages):
         split: str = "train",
         transform: Transform | None = None,
         mode: str = "fine",
+        unpaired: list[Unpaired] | None = None,
     ) -> None:
         _check_split(split, mode)
         root = _find_root(root)
@@ -59,23 +60,24 @@ class Cityscapes(PairedImages):
         paths = [_label_path(image, labels / split) for image in images]
         missing = [image for image, path in zip(images, paths, strict=True) if path is None]
         if missing and split != "test":
-            raise ValueError(
+            sentence = (
                 f"no label file for {len(missing)} of {len(images)} images of split {split} "
                 f"(first: {missing[0].relative_to(root)}); expected files such as "
                 f"{_label_names(missing[0], labels / split)[0].relative_to(root)} in {root}"
             )
+            files = tuple(str(image) for image in missing)
+            refuse(Unpaired("image-without-mask", files, sentence), unpaired)
+        if unpaired is not None:
+            unpaired += _spare_labels(labels / split, {path for path in paths if path})
         names = [image.name.removesuffix(IMAGE_SUFFIX) for image in images]
         super().__init__(CITYSCAPES, names, images, paths, transform)
 
-    def read_mask(self, path: Path) -> LabelArray:
-        """Train ids (H, W) of a file of label ids or of train ids, told apart by its name."""
-        ids = read_labels(path)
+    def meaning_of(self, path: Path) -> tuple[LabelSet, str]:
+        """What a file of label ids or of train ids means; its name tells which it is."""
         if path.name.endswith("_labelTrainIds.png"):
-            hint = "if the file holds label ids, name it ..._labelIds.png"
-            return to_train_ids(ids, TRAIN_IDS, path, hint)
+            return TRAIN_IDS, "if the file holds label ids, name it ..._labelIds.png"
         # Label ids never reach 255, so files named wrongly show here.
-        hint = "if the file holds train ids, name it ..._labelTrainIds.png"
-        return to_train_ids(ids, CITYSCAPES, path, hint)
+        return CITYSCAPES, "if the file holds train ids, name it ..._labelTrainIds.png"
 
 
 def _check_split(split: str, mode: str) -> None:
@@ -121,3 +123,18 @@ def _label_names(image: Path, labels: Path) -> list[Path]:
 
 def _label_path(image: Path, labels: Path) -> Path | None:
     return next((path for path in _label_names(image, labels) if path.is_file()), None)
+
+
+def _spare_labels(folder: Path, taken: set[Path]) -> list[Unpaired]:
+    """Label maps without an image."""
+    stems = {path.name.rsplit("_", 1)[0] for path in taken}
+    files = sorted(
+        str(path)
+        for kind in ("labelIds", "labelTrainIds")
+        for path in folder.glob(f"*/[!.]*_{kind}.png")
+        if path.name.rsplit("_", 1)[0] not in stems
+    )
+    if not files:
+        return []
+    sentence = f"{len(files)} label maps in {folder} have no image and are left out"
+    return [Unpaired("mask-without-image", tuple(files), sentence)]

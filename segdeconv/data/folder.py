@@ -11,9 +11,8 @@
 
 from pathlib import Path
 
-from segdeconv.data.labels import load_label_set
-from segdeconv.data.pairs import PairedImages, Transform, match_by_stem
-from segdeconv.data.readers import LabelArray, read_labels, to_train_ids
+from segdeconv.data.labels import LabelSet, load_label_set
+from segdeconv.data.pairs import PairedImages, Transform, Unpaired, match_by_stem
 
 
 def classes_file(root: str | Path, classes: str | Path | None = None) -> Path:
@@ -34,6 +33,7 @@ class FolderDataset(PairedImages):
         names: File in the root with one image name per line, such as "{split}.txt", for splits that
             share their folders; default: every image.
         mask_suffix: What a label map's name has behind the image's, such as "_mask".
+        unpaired: Gets the files without counterpart, in place of an error; the rest is read.
 
     Raises:
         ValueError: A folder or the classes file is missing, or images lack their label maps.
@@ -49,6 +49,7 @@ class FolderDataset(PairedImages):
         masks: str = "{split}/masks",
         names: str | None = None,
         mask_suffix: str = "",
+        unpaired: list[Unpaired] | None = None,
     ) -> None:
         root = Path(root).expanduser()
         if not root.is_dir():
@@ -67,10 +68,11 @@ class FolderDataset(PairedImages):
             root / names.format(split=split) if names else None,
             mask_suffix=mask_suffix,
             labelled=split != "test",
+            unpaired=unpaired,
         )
         super().__init__(label_set, *pairs, transform)
 
-    def read_mask(self, path: Path) -> LabelArray:
-        """Train ids (H, W) of one label file."""
+    def meaning_of(self, path: Path) -> tuple[LabelSet, str]:
+        """What the ids of a label file mean, and what to do about one that means nothing."""
         hint = f"add it to a class or to ignore_ids in {self.classes_path}, or check the file"
-        return to_train_ids(read_labels(path), self.label_set, path, hint)
+        return self.label_set, hint

@@ -8,6 +8,7 @@ one they are what it makes of them, usually float32 (3, H, W) and int64 (H, W) t
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,21 @@ from segdeconv.data.readers import ImageArray, LabelArray, read_image, read_labe
 Transform = Callable[..., dict[str, Any]]
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """Files that keep a folder of images and a folder of label maps from being pairs.
+
+    Args:
+        kind: One of `segdeconv.data.check.KINDS`.
+        files: The files, or names of a list.
+        message: A sentence with the first of them and what to do.
+    """
+
+    kind: str
+    files: tuple[str, ...]
+    message: str
 
 
 class PairedImages(Dataset[dict[str, Any]]):
@@ -77,20 +93,47 @@ class PairedImages(Dataset[dict[str, Any]]):
             return image, np.full(image.shape[:2], self.ignore_index, np.uint8)
         mask = self.read_mask(label_path)
         if mask.shape != image.shape[:2]:
-            (rows, columns), (mask_rows, mask_columns) = image.shape[:2], mask.shape
-            raise ValueError(
-                f"{image_path} is {columns}x{rows} pixels, but its label map {label_path} is "
-                f"{mask_columns}x{mask_rows}; make them the same size"
-            )
+            raise ValueError(describe_sizes(image_path, image, label_path, mask))
         return image, mask
 
     def read_mask(self, path: Path) -> LabelArray:
         """Train ids (H, W) of one label file."""
-        return to_train_ids(read_labels(path), self.label_set, path, "check the file")
+        label_set, hint = self.meaning_of(path)
+        return to_train_ids(read_labels(path), label_set, path, hint)
+
+    def meaning_of(self, path: Path) -> tuple[LabelSet, str]:
+        """What the ids of a label file mean, and what to do about one that means nothing."""
+        return self.label_set, "check the file"
+
+
+def describe_sizes(image_path: Path, image: ImageArray, label_path: Path, mask: LabelArray) -> str:
+    """A sentence on an image and a label map of different sizes."""
+    (rows, columns), (mask_rows, mask_columns) = image.shape[:2], mask.shape
+    return (
+        f"{image_path} is {columns}x{rows} pixels, but its label map {label_path} is "
+        f"{mask_columns}x{mask_rows}; make them the same size"
+    )
+
+
+def refuse(found: Unpaired, unpaired: list[Unpaired] | None) -> None:
+    """Note what is found in ``unpaired``; without such a list it is an error.
+
+    Raises:
+        ValueError: If there is no list.
+    """
+    if unpaired is None:
+        raise ValueError(found.message)
+    unpaired.append(found)
 
 
 def match_by_stem(
-    images: Path, masks: Path, names: Path | None = None, *, mask_suffix: str = "", labelled: bool
+    images: Path,
+    masks: Path,
+    names: Path | None = None,
+    *,
+    mask_suffix: str = "",
+    labelled: bool,
+    unpaired: list[Unpaired] | None = None,
 ) -> tuple[list[str], list[Path], list[Path | None]]:
     """Pair the images of one folder with the label maps of another, by name without the ending.
 
@@ -100,6 +143,7 @@ def match_by_stem(
         names: File with one name per line that chooses among the images; None takes all.
         mask_suffix: What a label map's name has behind the image's, such as "_mask".
         labelled: Each image needs a label map.
+        unpaired: Gets what has no counterpart, in place of an error; the rest is paired.
 
     Returns:
         Names (sorted, or in the order of the file), images and label maps.
@@ -107,30 +151,37 @@ def match_by_stem(
     Raises:
         ValueError: A folder is missing or empty, or something has no counterpart.
     """
-    found = _by_stem(images, "images")
-    maps = _by_stem(masks, "label maps") if labelled or masks.is_dir() else {}
+    found = _by_stem(images, "images", unpaired)
+    maps = _by_stem(masks, "label maps", unpaired) if labelled or masks.is_dir() else {}
     chosen = sorted(found) if names is None else _read_names(names)
-    absent = [name for name in chosen if name not in found]
-    if absent:
-        raise ValueError(
+    if absent := [name for name in chosen if name not in found]:
+        sentence = (
             f"{len(absent)} of {len(chosen)} names in {names} have no image in {images} "
             f"(first: {absent[0]})"
         )
-    bare = [name for name in chosen if name + mask_suffix not in maps]
+        refuse(Unpaired("name-without-image", tuple(absent), sentence), unpaired)
+    there = [name for name in chosen if name in found]
+    bare = [name for name in there if name + mask_suffix not in maps]
     if bare and labelled:
-        raise ValueError(
+        sentence = (
             f"no label map for {len(bare)} of {len(chosen)} images (first: {found[bare[0]]}, "
             f"nothing named {bare[0]}{mask_suffix}.png in {masks}); names must match without the "
             f"ending"
         )
+        files = tuple(str(found[name]) for name in bare)
+        refuse(Unpaired("image-without-mask", files, sentence), unpaired)
     if names is None and (spare := sorted(set(maps) - {name + mask_suffix for name in found})):
-        warnings.warn(
+        sentence = (
             f"{len(spare)} label maps in {masks} have no image and are left out "
-            f"(first: {maps[spare[0]].name})",
-            stacklevel=3,
+            f"(first: {maps[spare[0]].name})"
         )
-    labels = [maps.get(name + mask_suffix) for name in chosen]
-    return chosen, [found[name] for name in chosen], labels
+        if unpaired is None:
+            warnings.warn(sentence, stacklevel=3)
+        else:
+            files = tuple(str(maps[name]) for name in spare)
+            unpaired.append(Unpaired("mask-without-image", files, sentence))
+    labels = [maps.get(name + mask_suffix) for name in there]
+    return there, [found[name] for name in there], labels
 
 
 def ends_in(path: Path, endings: Sequence[str]) -> bool:
@@ -144,7 +195,7 @@ def stem_in(folder: Path, path: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _by_stem(folder: Path, what: str) -> dict[str, Path]:
+def _by_stem(folder: Path, what: str, unpaired: list[Unpaired] | None) -> dict[str, Path]:
     """The pictures below a folder, by their path in it without the ending."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected {what} there")
@@ -156,11 +207,12 @@ def _by_stem(folder: Path, what: str) -> dict[str, Path]:
             continue
         stem = stem_in(folder, path)
         if stem in paths:
-            raise ValueError(
+            sentence = (
                 f"{folder} holds both {paths[stem].name} and {path.name}; names must differ "
                 f"without the ending"
             )
-        paths[stem] = path
+            refuse(Unpaired("same-name", (str(paths[stem]), str(path)), sentence), unpaired)
+        paths.setdefault(stem, path)
     if not paths:
         raise ValueError(
             f"no {what} in {folder}; expected files ending in {', '.join(IMAGE_ENDINGS)}"

@@ -21,19 +21,27 @@ LABEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 DEEP_MODES = ("I;16", "I;16B", "I", "F")  # Pillow clips these to white when it makes RGB of them
 
 
+class UnreadableError(ValueError):
+    """A file that is missing, forbidden, damaged or no image; other files may do better."""
+
+
 def _load(path: Path) -> Image.Image:
-    """The decoded image; a file that is missing, damaged or cut short is a ``ValueError``."""
+    """The decoded image; a file that is missing, damaged or cut short is an `UnreadableError`."""
     try:
         image = Image.open(path)
         image.load()
     except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist; it may have been moved or deleted") from error
+        raise UnreadableError(
+            f"{path} does not exist; it may have been moved or deleted"
+        ) from error
     except PermissionError as error:
-        raise ValueError(f"{path} may not be read by this user; change its permissions") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UnreadableError(
+            f"{path} may not be read by this user; change its permissions"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         # One line, so that the sentence survives the traceback of a data loader's worker.
         reason = " ".join(str(error).split()).replace(f" '{path}'", "").replace(str(path), "file")
-        raise ValueError(
+        raise UnreadableError(
             f"cannot read {path} ({reason}); it is damaged, cut short or no image: copy it again"
         ) from error
     return image
@@ -68,6 +76,18 @@ def read_labels(path: str | Path) -> LabelArray:
         (H, W) uint8.
 
     Raises:
+        ValueError: As `read_labels_and_palette`.
+    """
+    return read_labels_and_palette(path)[0]
+
+
+def read_labels_and_palette(path: str | Path) -> tuple[LabelArray, ImageArray | None]:
+    """Read a label map, and the colours that it is shown in.
+
+    Returns:
+        (H, W) uint8; the palette (up to 256, 3) in red green blue, None if the file has none.
+
+    Raises:
         ValueError: The file cannot be read to its end, holds colours instead of ids, was compressed
             with loss, or holds an id above 255.
     """
@@ -89,7 +109,8 @@ def read_labels(path: str | Path) -> LabelArray:
                 f"map: pass the label map"
             )
         labels = labels.astype(np.uint8)
-    return labels
+    palette = image.getpalette() if image.mode == "P" else None
+    return labels, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3)
 
 
 def to_train_ids(ids: LabelArray, label_set: LabelSet, path: Path, hint: str) -> LabelArray:
@@ -105,13 +126,26 @@ def to_train_ids(ids: LabelArray, label_set: LabelSet, path: Path, hint: str) ->
         ValueError: The file holds an id that the label set does not know.
     """
     if cv2.LUT(ids, label_set.is_unknown).any():
-        values, counts = np.unique(ids, return_counts=True)
-        unknown = [n for n, value in enumerate(values) if label_set.is_unknown[value]]
-        names = label_set.class_names
-        listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise ValueError(
-            f"{path} holds the value {values[unknown[0]]} in {counts[unknown[0]]} of {ids.size} "
-            f"pixels, but the label set {label_set.name} has the ids {label_set.describe_ids()} "
-            f"({listed}); {hint}"
-        )
+        counts = np.bincount(ids.ravel(), minlength=256)
+        raise ValueError(describe_unknown_id(counts, label_set, path, hint))
     return np.asarray(cv2.LUT(ids, label_set.id_to_train))
+
+
+def describe_unknown_id(
+    counts: NDArray[np.int64], label_set: LabelSet, path: Path, hint: str
+) -> str:
+    """A sentence on the first id of a label file that has no meaning.
+
+    Args:
+        counts: Pixels of each id, (256,).
+        label_set: What the ids mean.
+        path: The file.
+        hint: What to do about it.
+    """
+    value = np.flatnonzero((counts > 0) & (label_set.is_unknown > 0))[0]
+    names = label_set.class_names
+    listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return (
+        f"{path} holds the value {value} in {counts[value]} of {counts.sum()} pixels, but the "
+        f"label set {label_set.name} has the ids {label_set.describe_ids()} ({listed}); {hint}"
+    )

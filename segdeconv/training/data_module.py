@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from segdeconv.data import DATASETS
 from segdeconv.data.labels import LabelSet
+from segdeconv.data.pairs import Unpaired
 from segdeconv.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -168,8 +169,13 @@ class SegmentationData(LightningDataModule):
         """Classes of the data set."""
         return self.val_set.label_set  # type: ignore[no-any-return]
 
-    def open(self, split: str, transform: Any) -> Any:
+    def open(self, split: str, transform: Any, unpaired: list[Unpaired] | None = None) -> Any:
         """One split of the data set.
+
+        Args:
+            split: Its name.
+            transform: What is done with a sample.
+            unpaired: Gets the files without counterpart, in place of an error.
 
         Raises:
             ValueError: If the data set does not exist, or does not know an option.
@@ -177,7 +183,7 @@ class SegmentationData(LightningDataModule):
         kind = DATASETS[self.dataset]
         arguments = {**self.options, **({} if self.root is None else {"root": self.root})}
         parameters = inspect.signature(kind).parameters
-        known = [name for name in parameters if name not in ("transform", "split")]
+        known = [name for name in parameters if name not in ("transform", "split", "unpaired")]
         for name in arguments:
             if name not in known:
                 key = "data.root" if name == "root" else f"data.options.{name}"
@@ -186,6 +192,8 @@ class SegmentationData(LightningDataModule):
         needs_root = "root" in known and parameters["root"].default is inspect.Parameter.empty
         if needs_root and "root" not in arguments:
             raise ValueError(f"data set {self.dataset!r} needs its folder; give --data.root FOLDER")
+        if "unpaired" in parameters:  # drawn scenes have no files
+            arguments["unpaired"] = unpaired
         return kind(split=split, transform=transform, **arguments)
 
     def eval_transform(self) -> Any:

@@ -8,15 +8,14 @@ Evaluation gives process r the images r, r + world, …: nothing is counted twic
 sampler pads, and counted 5 images as 6 with two processes.
 """
 
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from segdeconv.data.workers import init_worker, usable_cores
 
 
 def mix_seeds(*seeds: int) -> int:
@@ -121,12 +120,6 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return default_collate(samples)  # type: ignore[no-any-return]
 
 
-def init_worker(worker_id: int) -> None:
-    """Set up a loader's process: one thread, and Ctrl-C is the main process's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-
-
 def make_loader(
     samples: Any, sampler: Sampler[Any], batch_size: int, num_workers: int, keep_workers: bool
 ) -> DataLoader[dict[str, Any]]:
@@ -155,5 +148,4 @@ def make_loader(
 
 def default_workers() -> int:
     """One per processor core that this process may use, 8 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(8, cores or 1)
+    return min(8, usable_cores())
