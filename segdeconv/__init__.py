@@ -17,11 +17,13 @@ _HOMES = {
     "convert": "segdeconv.surgery",
     "fold": "segdeconv.surgery",
     "create_model": "segdeconv.models",
+    "create_classifier": "segdeconv.models",
 }
 
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from segdeconv.models import create_classifier as create_classifier
     from segdeconv.models import create_model as create_model
     from segdeconv.operators import list_operators as list_operators
     from segdeconv.operators.deconv import ChannelDeconv as ChannelDeconv

@@ -130,7 +130,7 @@ def _torchvision(prefix: str, encoders: tuple[str, ...], summary: str, paper: st
             weights=None, weights_backbone=None, num_classes=num_classes, **aux
         )
         if in_channels != 3:
-            _take_channels(network, in_channels)
+            take_channels(network, in_channels)
         return network
 
     return Architecture(
@@ -138,7 +138,7 @@ def _torchvision(prefix: str, encoders: tuple[str, ...], summary: str, paper: st
     )
 
 
-def _take_channels(network: nn.Module, in_channels: int) -> None:
+def take_channels(network: nn.Module, in_channels: int) -> None:
     """Give the first convolution another number of input channels, freshly initialised."""
     name, old = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
     assert isinstance(old.padding, tuple)

@@ -1,18 +1,21 @@
 """Build a segmentation model by name: network, then weights, then surgery."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from segdeconv.models.architectures import build_network
 from segdeconv.models.segmentation import SegmentationModel, wrap
-from segdeconv.models.weights import best_fit, read_weights
+from segdeconv.models.weights import Fit, State, best_fit, read_weights
 from segdeconv.operators import OPERATORS
 from segdeconv.surgery import convert
+
+if TYPE_CHECKING:
+    from segdeconv.models.weights import AnyModel
 
 
 def create_model(
@@ -68,34 +71,56 @@ def create_model(
         **arch_options,
     }
     model = wrap(network, copy.deepcopy(config))
-    if weights is None:
-        _operate(model)
-    else:
-        _load_and_operate(model, weights)
+    finish(model, weights, example_size=128)
     return model
 
 
-def _operate(model: SegmentationModel) -> None:
+def finish(
+    model: "AnyModel",
+    weights: str | Path | None,
+    example_size: int,
+    fit: Callable[["AnyModel", State], Fit] = best_fit,
+) -> None:
+    """Load weights and give the layers to the operator of the model's config, in place.
+
+    Args:
+        model: A new model, with batch norms.
+        weights: Local file, or None.
+        example_size: Height and width of an image that the network takes.
+        fit: How the tensors of the file are paired with those of the model.
+
+    Raises:
+        ValueError: Weights that do not fit, options that the operator does not take.
+    """
+    if weights is None:
+        _operate(model, example_size)
+    else:
+        _load_and_operate(model, weights, example_size, fit)
+
+
+def _operate(model: "AnyModel", size: int) -> None:
     """Give the layers to the operator of the model's config."""
     config = model.config
-    example = torch.empty(2, config["in_channels"], 128, 128, device="meta")
+    example = torch.empty(2, config["in_channels"], size, size, device="meta")
     model.surgery_report = convert(
         model, config["operator"], example_input=example, **config["operator_options"]
     )
 
 
-def _load_and_operate(model: SegmentationModel, path: str | Path) -> None:
+def _load_and_operate(
+    model: "AnyModel", path: str | Path, size: int, fit: Callable[["AnyModel", State], Fit]
+) -> None:
     """Load weights before the surgery if they fit the plain network, else after it."""
     state = read_weights(path)
-    plain = best_fit(model, state)
+    plain = fit(model, state)
     if plain.complete:
         report = plain.load(model, state, str(path))
-        _operate(model)
+        _operate(model, size)
         changed = {row.action for row in model.surgery_report.rows} - {"kept", "skipped"}
         model.weights_report = replace(report, before_surgery=bool(changed))
         return
-    _operate(model)
-    converted = best_fit(model, state)
+    _operate(model, size)
+    converted = fit(model, state)
     if not converted.complete:
         nearer = min(converted, plain, key=lambda fit: fit.problems)
         raise ValueError(nearer.refusal(model, state, str(path)))

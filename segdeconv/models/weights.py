@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import segmentation_models_pytorch as smp
 import torch
@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from segdeconv.operators import OPERATOR_LAYERS
 
 if TYPE_CHECKING:
+    from segdeconv.models.classification import ClassificationModel
     from segdeconv.models.segmentation import SegmentationModel
+
+    AnyModel: TypeAlias = SegmentationModel | ClassificationModel
 
 State = Mapping[str, Tensor]
 
@@ -67,7 +70,7 @@ class WeightsReport:
         return text
 
 
-def load_weights(model: "SegmentationModel", path: str | Path) -> WeightsReport:
+def load_weights(model: "AnyModel", path: str | Path) -> WeightsReport:
     """Load a local file into a model that is already built and converted.
 
     Raises:
@@ -77,9 +80,10 @@ def load_weights(model: "SegmentationModel", path: str | Path) -> WeightsReport:
     fit = best_fit(model, state)
     if not fit.complete:
         if has_statistics(model) and not is_whitened(state):
+            build = "create_model" if "arch" in model.config else "create_classifier"
             raise ValueError(
                 f"{path} holds no whitening statistics, so it is a plain network's; give it to "
-                f"create_model as weights=, which loads it before the surgery"
+                f"{build} as weights=, which loads it before the surgery"
             )
         raise ValueError(fit.refusal(model, state, str(path)))
     return fit.load(model, state, str(path))
@@ -169,7 +173,7 @@ class Fit:
         """Whether the file gives the part all it needs and nothing else."""
         return bool(self.pairs) and not self.problems
 
-    def load(self, model: "SegmentationModel", state: State, path: str) -> WeightsReport:
+    def load(self, model: "AnyModel", state: State, path: str) -> WeightsReport:
         """Load the pairs."""
         assert self.complete
         chosen = {ours: state[theirs] for ours, theirs in self.pairs.items()}
@@ -178,11 +182,12 @@ class Fit:
         fresh = dict.fromkeys(_part_of(key) for key in rest if key not in self.pairs)
         return WeightsReport(path, self.part, len(self.pairs), dict(self.dropped), tuple(fresh))
 
-    def refusal(self, model: "SegmentationModel", state: State, path: str) -> str:
+    def refusal(self, model: "AnyModel", state: State, path: str) -> str:
         """Why the file does not fit, in one sentence."""
         config = model.config
-        whole = f"{config['arch']} with encoder {config['encoder']}"
-        what = config["encoder"] if self.part == "encoder" else whole
+        encoder = config["encoder"] if "encoder" in config else config["name"]
+        whole = f"{config['arch']} with encoder {encoder}" if "arch" in config else encoder
+        what = encoder if self.part == "encoder" else whole
         if is_whitened(state) and not has_statistics(model):
             return (
                 f"{path} holds whitening statistics, but the model has none: its operator is "
@@ -198,8 +203,8 @@ class Fit:
         first = next((keys[0] for keys in counts.values() if keys), next(iter(state)))
         found = [f"{len(keys)} {how}" for how, keys in counts.items() if keys]
         text = ", ".join(found).replace(" ", " keys ", 1) or "no key in common"
-        guess = _looks_like(config["encoder"], state)
-        looks = f"; it looks like a {guess}" if guess and guess != config["encoder"] else ""
+        guess = _looks_like(encoder, state)
+        looks = f"; it looks like a {guess}" if guess and guess != encoder else ""
         return f"{path} does not fit {what}: {text} (first: {first}){looks}"
 
     def _misfit(self, config: Mapping[str, Any]) -> str:
@@ -208,14 +213,15 @@ class Fit:
         shapes = f"{key} is {tuple(theirs)} in the file and {tuple(ours)} in the model"
         if all(s[0] != o[0] == config["num_classes"] for s, o in self.misfits.values()):
             return f"it was made for {theirs[0]} classes, the model has num_classes={ours[0]}"
-        if len(self.misfits) == 1 and theirs[0] == ours[0] and len(ours) == 4:
+        same_but_channels = len(ours) == 4 and ours[:1] + ours[2:] == theirs[:1] + theirs[2:]
+        if len(self.misfits) == 1 and same_but_channels:
             return f"it was made for {theirs[1]} channels, the model has in_channels={ours[1]}"
         if any("running_" in key for key in self.misfits):
             return f"{shapes}; operator_options such as block and grouping must be the same"
         return shapes
 
 
-def best_fit(model: "SegmentationModel", state: State) -> Fit:
+def best_fit(model: "AnyModel", state: State) -> Fit:
     """The pairing of a part of the file with a part of the model that has most in common.
 
     Names count before shapes: with the same decoder for another number of classes it is the whole
@@ -224,11 +230,12 @@ def best_fit(model: "SegmentationModel", state: State) -> Fit:
     return max(_fits(model, state), key=lambda fit: (fit.names_fit, len(fit.pairs), fit.complete))
 
 
-def _fits(model: "SegmentationModel", state: State) -> Iterator[Fit]:
+def _fits(model: "AnyModel", state: State) -> Iterator[Fit]:
     """All pairings; the larger part of the model first."""
     whole = model.state_dict()
     encoder = next(name for name, part in model.named_modules() if part is model.encoder)
-    targets = {"": "model", "network.": "network", f"{encoder}.": "encoder"}
+    targets = {"": "model", "network.": "network"}
+    targets.setdefault(f"{encoder}.", "encoder")  # a library's classifier is its own encoder
     if isinstance(model.encoder, smp.encoders.TimmUniversalEncoder):
         targets[f"{encoder}.model."] = "encoder"  # timm's names, without smp's wrapper
     for target, part in targets.items():
