@@ -122,3 +122,11 @@ def test_16_bit_images_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match=r"deep\.png has the mode I;16, more than 8 bits"):
         read_image(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize("size", [(700, 401), (200_000, 2), (1, 1)])
+def test_large_images_are_what_pillow_makes_of_them(write, tmp_path, random_image, size):
+    columns, rows = size
+    path = write(tmp_path / "large.png", random_image(rows, columns))
+    image = read_image(path)
+    assert np.array_equal(image, np.array(Image.open(path))) and image.flags.writeable
