@@ -295,7 +295,8 @@ def main() -> None:
     names = [name for name in runs if runs[name]]
     times = step_times(names, options)
     rows = [{"name": n, "options": CANDIDATES[n], "step": times[n], "runs": runs[n]} for n in names]
-    recipe = {key: str(value) for key, value in vars(options).items() if key not in ("out", "runs", "data")}
+    places = ("out", "runs", "data")
+    recipe = {key: str(value) for key, value in vars(options).items() if key not in places}
     figures = table(rows)
     print(figures)
     if options.out:
