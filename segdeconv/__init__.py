@@ -16,6 +16,7 @@ _HOMES = {
     "list_operators": "segdeconv.operators",
     "convert": "segdeconv.surgery",
     "fold": "segdeconv.surgery",
+    "graft": "segdeconv.grafting",
     "create_model": "segdeconv.models",
     "create_classifier": "segdeconv.models",
 }
@@ -23,6 +24,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from segdeconv.grafting import graft as graft
     from segdeconv.models import create_classifier as create_classifier
     from segdeconv.models import create_model as create_model
     from segdeconv.operators import list_operators as list_operators

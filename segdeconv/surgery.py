@@ -219,25 +219,26 @@ def convert(
     Raises:
         ValueError: Unknown operator or option; a glob that matches no layer; nothing to replace.
     """
-    _check_module(module, "convert")
+    check_module(module, "convert")
     chosen = OPERATORS[operator]
-    rules = _Rules(operator, chosen.options, options, options_by_name or {}, skip)
-    plan = _Plan(module, chosen, rules)
+    rules = Rules(operator, chosen.options, options, options_by_name or {}, skip)
+    plan = Plan(module, chosen, rules)
     rules.check_used()
     if plan.idle and operator != "batchnorm":
-        raise ValueError(_nothing_to_do(operator, module, plan.rows))
+        raise ValueError(nothing_to_do(operator, module, plan.rows))
     never = uncalled_layers(module, example_input) if example_input is not None else []
     biases, copied = plan.apply(module)
     left = tuple(name for name in never if _is_layer(module.get_submodule(name)))
     return SurgeryReport(operator, type(module).__name__, tuple(plan.rows), biases, copied, left)
 
 
-def _check_module(module: nn.Module, function: str) -> None:
+def check_module(module: nn.Module, function: str) -> None:
+    """Refuse what is no network."""
     if not isinstance(module, nn.Module):
         raise ValueError(f"{function} takes a torch module, got {module!r}")
 
 
-class _Rules:
+class Rules:
     """Options per layer: those for all, those by glob, and which layers to leave alone."""
 
     def __init__(
@@ -285,16 +286,30 @@ def _check_options(operator: str, given: Mapping[str, Any], known: Iterable[str]
             raise ValueError(f"operator {operator!r} has no option {name!r}; {rest}")
 
 
-class _Plan:
+class Plan:
     """What to do with every module of a network; nothing is changed before `apply`.
 
     Attributes:
         rows: The report's rows.
         changes: Module -> the function that builds its successor.
+        removes: Whether convolutions need biases, and activations copies of their inputs.
+
+    Args:
+        module: The network.
+        operator: What its layers are given to.
+        rules: Options, and layers to leave alone.
+        leave: Layer -> why it stays as it is; None if that is to be guessed: norms near a skipped
+            convolution stay.
     """
 
-    def __init__(self, module: nn.Module, operator: Operator, rules: _Rules) -> None:
-        self.operator, self.rules = operator, rules
+    def __init__(
+        self,
+        module: nn.Module,
+        operator: Operator,
+        rules: Rules,
+        leave: Mapping[nn.Module, str] | None = None,
+    ) -> None:
+        self.operator, self.rules, self.leave = operator, rules, leave or {}
         self.changes: dict[nn.Module, Callable[[], nn.Module]] = {}
         self.convs: list[AnyConv] = []
         names: dict[nn.Module, list[str]] = {}
@@ -303,14 +318,14 @@ class _Plan:
                 names.setdefault(layer, []).append(name)
         verdicts = {m: self._conv(m, n) for m, n in names.items() if not _is_norm(m)}
         skipped = [names[m][0] for m, (action, _) in verdicts.items() if action == "skipped"]
-        staying = _norms_around(module, skipped)
+        staying = self.leave if leave is not None else _norms_around(module, skipped)
         verdicts |= {m: self._norm(m, n, staying) for m, n in names.items() if _is_norm(m)}
         self.rows = [
             Row(name, type(layer).__name__, *verdicts[layer])
             for name, layer in module.named_modules(remove_duplicate=False)
             if layer in verdicts
         ]
-        self.removes = any(row.action == "removed" for row in self.rows)
+        self.removes = leave is not None or any(row.action == "removed" for row in self.rows)
 
     @property
     def idle(self) -> bool:
@@ -347,6 +362,8 @@ class _Plan:
         options, left_by = self.rules.of(names)
         if left_by is not None:
             return "skipped", f"left alone by {left_by!r}"
+        if layer in self.leave:
+            return "skipped", self.leave[layer]
         self.convs.append(layer)
         transposed = isinstance(layer, nn.ConvTranspose2d)
         build = operator.from_conv_transpose if transposed else operator.from_conv
@@ -394,7 +411,7 @@ class _Plan:
             self.changes[norm] = lambda: new
             return "replaced", f"now {type(new).__name__}"
         if norm in staying:
-            return "kept", f"near {staying[norm]}, which is skipped"
+            return "kept", staying[norm]
         self.changes[norm] = lambda: without_batchnorm(norm)
         fused = fuses_activation(norm)
         return "removed", "its dropout and activation stay" if fused else "nothing in its place"
@@ -426,7 +443,10 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _norms_around(module: nn.Module, skipped: Iterable[str]) -> dict[nn.Module, str]:
-    """2-D batch norms of the nearest module around each skipped layer that directly holds any."""
+    """2-D batch norms of the nearest module around each skipped layer that directly holds any.
+
+    Each with the reason why it stays.
+    """
     staying: dict[nn.Module, str] = {}
     for name in skipped:
         path = name
@@ -434,7 +454,8 @@ def _norms_around(module: nn.Module, skipped: Iterable[str]) -> dict[nn.Module, 
             path = path.rpartition(".")[0]
             norms = [n for n in module.get_submodule(path).children() if type(n) in NORMS_2D]
             if norms:
-                staying.update((norm, name) for norm in norms if norm not in staying)
+                reason = f"near {name}, which is skipped"
+                staying.update((norm, reason) for norm in norms if norm not in staying)
                 break
     return staying
 
@@ -482,7 +503,8 @@ def _pad_statically(conv: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
     return (cast(nn.Module, conv.static_padding)(args[0]),)
 
 
-def _nothing_to_do(operator: str, module: nn.Module, rows: Sequence[Row]) -> str:
+def nothing_to_do(operator: str, module: nn.Module, rows: Sequence[Row]) -> str:
+    """Why an operator found nothing to replace."""
     found = Counter((row.action, row.kind, row.reason) for row in rows)
     parts = [f"{action} {n} {kind} ({reason})" for (action, kind, reason), n in found.items()]
     if _is_layer(module):
@@ -502,7 +524,7 @@ def fold(module: Module) -> Module:
     `Conv2dStaticSamePadding` becomes an `nn.Conv2d`, with an `nn.ZeroPad2d` in front where top and
     bottom, or left and right, differ.
     """
-    _check_module(module, "fold")
+    check_module(module, "fold")
     return _folded(module).eval()
 
 

@@ -17,7 +17,7 @@ FLOORS = [  # bottom to top; a room imports from lower floors, and from files of
     {"whitening", "metrics", "losses"},
     {"operators", "data"},
     {"surgery", "inference", "pictures"},
-    {"models", "export", "report"},
+    {"models", "grafting", "export", "report"},
     {"training"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -53,6 +53,7 @@ from segdeconv.whitening import (
     StretchedGrid,
     inverse_root,
     merge,
+    unmerge,
 )
 
 Pair = tuple[int, int]
@@ -350,6 +351,12 @@ class DeconvTranspose2d(WhitenedLayer, nn.ConvTranspose2d):
         weight = self._turned(self.effective_weight())
         kernel, bias = merge(weight, self.bias, mean, root, self.blocks, dtype)
         return self._turned(kernel), bias.to(dtype)
+
+    def _unmerge(
+        self, kernel: Tensor, bias: Tensor, mean: Tensor, root: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        weight, bias = unmerge(self._turned(kernel), bias, mean, root, self.blocks)
+        return self._turned(weight), bias
 
     def _turned(self, weight: Tensor) -> Tensor:
         """(C, O / groups, h, w), this layer's <-> (O, C / groups, h, w), the ordinary one's."""

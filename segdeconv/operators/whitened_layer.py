@@ -22,6 +22,7 @@ from segdeconv.whitening import (
     released_block,
     sampled_moments,
     shrink,
+    unmerge,
 )
 
 # Blocks that share a root give a row each, so in a wide layer a handful of patches would fill
@@ -204,6 +205,8 @@ class WhitenedLayer(nn.Module):
     settings: Whitening
     blocks: Blocks
     _merged: tuple[object, Tensor, Tensor] | None
+    observer: Callable[[Tensor, Callable[[int], Sampling]], None] | None = None
+    """Called with the arguments of `_whiten` in evaluation, for `Calibration`."""
 
     def _init_whitening(self, settings: Whitening, blocks: Blocks) -> None:
         self.settings, self.blocks, self._merged = settings, blocks, None
@@ -234,6 +237,35 @@ class WhitenedLayer(nn.Module):
         kernel, bias = merge(weight, self.bias, mean, root, self.blocks, dtype)
         return kernel, bias.to(dtype)
 
+    @torch.no_grad()
+    def restate(self, mean: Tensor, root: Tensor) -> None:
+        """Take other running statistics, with the weight and bias that keep evaluation as it is.
+
+        The statistics then weigh as those of a long training.  The layer must have a bias.
+
+        Args:
+            mean: (1 or G, D).
+            root: (M, D, D), invertible.
+        """
+        assert self.bias is not None
+        kernel, bias = self._merge(*self._running_in_double(), torch.float64)
+        self.running_mean.copy_(mean.flatten())
+        self.running_deconv.copy_(root.view_as(self.running_deconv))
+        self.running_weight.fill_(1)
+        weight, bias = self._unmerge(kernel, bias, *self._running_in_double())
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    def _unmerge(
+        self, kernel: Tensor, bias: Tensor, mean: Tensor, root: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Inverse of `_merge`."""
+        return unmerge(kernel, bias, mean, root, self.blocks)
+
+    def _running_in_double(self) -> tuple[Tensor, Tensor]:
+        mean, root = self._running()
+        return mean.double(), root.double()
+
     def _whiten(
         self, x: Tensor, sampling: Callable[[int], Sampling]
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,6 +280,8 @@ class WhitenedLayer(nn.Module):
         """
         dtype = compute_dtype(x)
         if not self.training:
+            if self.observer is not None:
+                self.observer(x, sampling)
             return x, *self._running_kernel_and_bias(dtype)
         with torch.autocast(x.device.type, enabled=False):
             x, mean, root = self._batch_statistics(x, sampling)

@@ -21,7 +21,7 @@ and is imported only when asked for, `merging` puts the result into kernel and b
 
 from segdeconv.whitening.blocks import Blocks, Share, largest_divisor, released_block
 from segdeconv.whitening.kronecker import kronecker_root
-from segdeconv.whitening.merging import merge
+from segdeconv.whitening.merging import merge, unmerge
 from segdeconv.whitening.polynomials import POLYNOMIALS, Polynomial
 from segdeconv.whitening.roots import (
     BACKENDS,
@@ -63,4 +63,5 @@ __all__ = [
     "released_block",
     "sampled_moments",
     "shrink",
+    "unmerge",
 ]

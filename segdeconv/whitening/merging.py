@@ -33,7 +33,35 @@ def merge(
     """
     rows = blocks.split_kernel(weight.to(root.dtype))
     kernel = blocks.join_kernel(torch.bmm(rows, root), weight.shape).to(dtype or root.dtype)
-    means = blocks.mean_of_columns(mean)
-    by_group = kernel.reshape(blocks.groups, -1, means.shape[1]).to(root.dtype)
-    shift = torch.bmm(by_group, means[..., None]).flatten()
+    shift = _shift(kernel.to(root.dtype), mean, blocks)
     return kernel, -shift if bias is None else bias.to(root.dtype) - shift
+
+
+def unmerge(
+    kernel: Tensor, bias: Tensor, mean: Tensor, root: Tensor, blocks: Blocks
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias that `merge` turns into this kernel and bias: its inverse.
+
+    ``w = K D^-1`` by solving, block by block, and ``b = b' + K mean``.
+
+    Args:
+        kernel: (O, C / groups, ...), of the plain convolution.
+        bias: (O,).
+        mean: (1 or G, D).
+        root: (M, D, D), invertible.
+        blocks: Layout.
+
+    Returns:
+        Weight in the shape of ``kernel`` and bias (O,), in the precision of ``root``.
+    """
+    kernel = kernel.to(root.dtype)
+    rows = torch.linalg.solve(root, blocks.split_kernel(kernel), left=False)
+    weight = blocks.join_kernel(rows, kernel.shape)
+    return weight, bias.to(root.dtype) + _shift(kernel, mean, blocks)
+
+
+def _shift(kernel: Tensor, mean: Tensor, blocks: Blocks) -> Tensor:
+    """What a kernel makes of the mean patch, (O,)."""
+    means = blocks.mean_of_columns(mean)
+    by_group = kernel.reshape(blocks.groups, -1, means.shape[1])
+    return torch.bmm(by_group, means[..., None]).flatten()

@@ -1,0 +1,86 @@
+"""Statistics of a whitening layer from some batches, pooled, not averaged as in training."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from segdeconv.operators.whitened_layer import WhitenedLayer
+from segdeconv.whitening import Sampling, sampled_moments, shrink
+
+
+class Calibration:
+    """Mean and covariance of the input patches of a layer, over all its calls, in float64.
+
+    Patches are sampled as in training; moments are pooled by the number of patches (Chan, Golub and
+    LeVeque, "Algorithms for computing the sample variance", 1983), so that a few small batches give
+    the covariance of all of them, which an average of roots does not.
+    """
+
+    def __init__(self, layer: WhitenedLayer) -> None:
+        blocks = layer.blocks
+        zeros = partial(layer.running_mean.new_zeros, dtype=torch.float64)
+        self.layer, self.samples = layer, 0
+        self.mean = zeros((blocks.num_means, blocks.size))
+        self.covariance = zeros((blocks.num_roots, blocks.size, blocks.size))
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, sampling: Callable[[int], Sampling]) -> None:
+        """Pool the patches of one input in."""
+        layer = self.layer
+        grid, _ = layer._choose_sampling(x, sampling)
+        new = grid.count(x.shape)
+        if new == 0:
+            return
+        _, mean, covariance = sampled_moments(
+            x, grid, layer.blocks, layer.settings.eps, torch.float64
+        )
+        total, difference = self.samples + new, mean - self.mean
+        between = difference[:, :, None] * difference[:, None, :]
+        if len(between) > len(covariance):  # several means around one covariance
+            between = between.mean(0, keepdim=True)
+        within = self.covariance.lerp(covariance, new / total)
+        self.covariance = within + between * (self.samples * new / total**2)
+        self.mean = self.mean.lerp(mean, new / total)
+        self.samples = total
+
+    @property
+    def rows_per_column(self) -> float:
+        """Degrees of freedom behind each column of the covariance."""
+        blocks = self.layer.blocks
+        return max(0, blocks.degrees_of_freedom(self.samples)) / blocks.size
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean (1 or G, D) and root (M, D, D); shrunk as in training where the rows are few.
+
+        With a single row there is no covariance, and the root is the identity.
+        """
+        rows, wanted = self.rows_per_column, self.layer.settings.min_rows
+        if rows == 0:
+            identity = torch.eye(self.layer.blocks.size).to(self.covariance)
+            return self.mean, identity.expand_as(self.covariance)
+        covariance = self.covariance
+        if rows < wanted:
+            covariance = shrink(covariance, 1 - rows / wanted)
+        return self.mean, self.layer._root(covariance)
+
+
+@contextmanager
+def calibrating(layers: Mapping[str, WhitenedLayer]) -> Iterator[dict[str, Calibration]]:
+    """Observe what the layers get in evaluation mode; yields their calibrations by name."""
+    calibrations = {name: Calibration(layer) for name, layer in layers.items()}
+    for calibration in calibrations.values():
+        calibration.layer.observer = calibration.observe
+    try:
+        yield calibrations
+    finally:
+        for layer in layers.values():
+            del layer.observer
+
+
+def condition(root: Tensor) -> float:
+    """Largest over smallest eigenvalue of the worst of some symmetric roots (M, D, D)."""
+    sizes = torch.linalg.eigvalsh(root.double()).abs()
+    return float((sizes.amax(-1) / sizes.amin(-1)).max())
