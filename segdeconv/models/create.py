@@ -117,7 +117,8 @@ def _load_and_operate(
         report = plain.load(model, state, str(path))
         _operate(model, size)
         changed = {row.action for row in model.surgery_report.rows} - {"kept", "skipped"}
-        model.weights_report = replace(report, before_surgery=bool(changed))
+        lost = changed >= {"swapped", "removed"}
+        model.weights_report = replace(report, before_surgery=bool(changed), norms_lost=lost)
         return
     _operate(model, size)
     converted = fit(model, state)

@@ -33,6 +33,8 @@ _CONTAINERS = ("averaged_weights", "state_dict", "model_state_dict", "model")
 _PREFIXES = {"module", "model", "network", "_orig_mod", "encoder", "backbone"}
 _OPTIONAL = ("num_batches_tracked", "running_weight", "counter")  # older files lack them
 
+GRAFT = "to keep its function, load it with operator 'batchnorm' and use segdeconv.graft"
+
 
 @dataclass(frozen=True)
 class WeightsReport:
@@ -45,6 +47,7 @@ class WeightsReport:
         dropped: Part of the file that the model does not have -> its number of tensors.
         fresh: Parts of the model that the file does not hold.
         before_surgery: Whether they are a plain network's, loaded before the operator changed it.
+        norms_lost: Whether it then lost batch norms, and with them the function it was trained to.
     """
 
     path: str
@@ -53,6 +56,7 @@ class WeightsReport:
     dropped: dict[str, int]
     fresh: tuple[str, ...]
     before_surgery: bool = False
+    norms_lost: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -67,6 +71,8 @@ class WeightsReport:
             text += f"; not in the file: {', '.join(self.fresh)}"
         if self.before_surgery:
             text += "; of a plain network, which the operator then changed: see the surgery report"
+        if self.norms_lost:
+            text += f"; without its batch norms it computes something else; {GRAFT}"
         return text
 
 
@@ -83,7 +89,7 @@ def load_weights(model: "AnyModel", path: str | Path) -> WeightsReport:
             build = "create_model" if "arch" in model.config else "create_classifier"
             raise ValueError(
                 f"{path} holds no whitening statistics, so it is a plain network's; give it to "
-                f"{build} as weights=, which loads it before the surgery"
+                f"{build} as weights=, which loads it before the surgery; {GRAFT}"
             )
         raise ValueError(fit.refusal(model, state, str(path)))
     return fit.load(model, state, str(path))

@@ -165,7 +165,9 @@ def test_the_report_says_what_was_dropped_and_what_is_fresh(tmp_path):
     assert text == (
         f"{path}: 120 tensors into the encoder; not used: fc (2); "
         f"not in the file: network.decoder, network.segmentation_head; of a plain network, which "
-        "the operator then changed: see the surgery report"
+        "the operator then changed: see the surgery report; without its batch norms it computes "
+        "something else; to keep its function, load it with operator 'batchnorm' and use "
+        "segdeconv.graft"
     )
 
 
@@ -212,7 +214,7 @@ def test_a_converted_file_is_refused_by_a_network_without_statistics(tmp_path):
 
 def test_a_plain_file_comes_too_late_for_a_converted_model(tmp_path):
     path = saved(tmp_path, small(operator="batchnorm").state_dict())
-    with pytest.raises(ValueError, match=r"no whitening statistics.*create_model as weights="):
+    with pytest.raises(ValueError, match=r"create_model as weights=.*use segdeconv\.graft"):
         load_weights(small(), path)
 
 
