@@ -9,6 +9,7 @@ Logits are resized, never labels: what comes out is compared with the label at i
 Shapes: N images, C classes; H, W height and width.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -378,8 +379,12 @@ class OnnxModel:
     Where the file fixes height and width, smaller images are padded by repeating their border,
     as the networks of this package do themselves; where it fixes the batch, batches are filled up.
 
+    A file of tools/export.py may normalise images itself, and is then given pixels; one that gives
+    classes (N, H, W) has a 1 for them and a 0 for the others in place of logits.
+
     Args:
-        path: File with one input, images (N, 3, H, W), whose first output is logits (N, C, h, w).
+        path: File with one input, images (N, 3, H, W), whose first output is logits (N, C, h, w);
+            or a folder with such a ``model.onnx``.
         device: "cuda" asks for onnxruntime's CUDA provider.
 
     Raises:
@@ -387,7 +392,8 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
-        if not Path(path).is_file():
+        path = path / "model.onnx" if path.is_dir() else path
+        if not path.is_file():
             raise ValueError(f"cannot read {path} as an ONNX file: there is none")
         try:
             runtime = import_module("onnxruntime")
@@ -410,6 +416,8 @@ class OnnxModel:
         (given,) = self.session.get_inputs()
         self.input = given.name
         self.batch, _, *self.size = (n if isinstance(n, int) else None for n in given.shape)
+        about = self.session.get_modelmeta().custom_metadata_map.get("segdeconv", "{}")
+        self.about: dict[str, Any] = json.loads(about)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of normalised images.
@@ -428,12 +436,19 @@ class OnnxModel:
         padded = F.pad(images, (0, right, 0, below), mode="replicate")
         batch = self.batch or shape[0]
         filled = padded[torch.arange(-(-shape[0] // batch) * batch) % shape[0]].cpu()
-        parts = [
-            torch.from_numpy(self.session.run(None, {self.input: part.numpy()})[0])
-            for part in filled.reshape(-1, batch, *filled.shape[1:])
-        ]
+        parts = [self._run(part) for part in filled.reshape(-1, batch, *filled.shape[1:])]
         logits = resize_logits(torch.cat(parts)[: shape[0]], (height, width))
         return logits[..., : shape[-2], : shape[-1]].to(images.device)
+
+    def _run(self, images: Tensor) -> Tensor:
+        """Logits of one batch of the file's own size, on the CPU."""
+        if "mean" in self.about:
+            mean, std = (torch.tensor(self.about[name]).view(-1, 1, 1) for name in ("mean", "std"))
+            images = images * std + mean
+        output = torch.from_numpy(self.session.run(None, {self.input: images.numpy()})[0])
+        if self.about.get("argmax"):
+            return F.one_hot(output, self.about["num_classes"]).movedim(-1, 1).float()
+        return output
 
 
 def save_label_ids(path: Path, prediction: Tensor, label_set: LabelSet) -> None:

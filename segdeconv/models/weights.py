@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 State = Mapping[str, Tensor]
 
 _CONTAINERS = ("averaged_weights", "state_dict", "model_state_dict", "model")
-_PREFIXES = {"module", "model", "network", "_orig_mod", "encoder", "backbone"}
+_PREFIXES = {"module", "model", "network", "_orig_mod", "encoder", "backbone", "features"}
 _OPTIONAL = ("num_batches_tracked", "running_weight", "counter")  # older files lack them
 
 GRAFT = "to keep its function, load it with operator 'batchnorm' and use segdeconv.graft"
@@ -98,6 +98,8 @@ def load_weights(model: "AnyModel", path: str | Path) -> WeightsReport:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, or of a torch file without anything that could be executed.
 
+    A folder stands for the ``model.safetensors`` in it.
+
     Raises:
         ValueError: No such file, or not one of these.
     """
@@ -106,6 +108,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     file = Path(path)
     if "://" in str(path):
         raise ValueError(f"weights={path}: expected a local file; nothing is downloaded")
+    if file.is_dir():  # an export
+        file = file / "model.safetensors"
     if not file.is_file():
         raise ValueError(f"no weights file {path}")
     try:

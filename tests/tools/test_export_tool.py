@@ -1,0 +1,94 @@
+"""tools/export.py: from a run to files that others read, and back into a run."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from segdeconv import export
+
+
+def read(path):
+    return np.array(Image.open(path))
+
+
+def test_an_unfolded_encoder_starts_a_run(tool, trained, config_file):
+    code, out, err = tool("export", "last", "--what", "encoder", "--unfolded", "--out", "mine/enc")
+    assert code == 0, err
+    assert re.search(r"model.safetensors: differs by 0.0e\+00 .*\d+ tensors .* timm's", out)
+    config = json.loads(Path("mine/enc/config.json").read_text())
+    assert config["model"]["operator"] == "deconv" and config["mean"]
+    start = ("train", "--config", config_file, "--model.weights", "mine/enc", "--name", "second")
+    code, out, err = tool(*start, "--optimizer.lr", "1e-9", "--trainer.max_steps", "1")
+    assert code == 0, err
+    assert "mine/enc" in out and "tensors into the encoder" in out
+    assert "tensors into the encoder" in Path("runs/second/start_weights.txt").read_text()
+    first, second = (load_file(f"runs/{name}/weights.safetensors") for name in ("run", "second"))
+    kernels = [k for k, v in first.items() if ".encoder." in k and k.endswith(".weight")]
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in kernels)
+
+
+def test_a_folded_encoder_starts_a_run_with_batch_norms(tool, trained, config_file, expect):
+    assert tool("export", "runs/run", "--what", "encoder")[0] == 0
+    start = ("train", "--config", config_file, "--model.weights", "runs/run/encoder")
+    options = ("--model.operator", "batchnorm", "--model.operator_options", "{}")
+    code, out, err = tool(*start, *options, "--trainer.max_steps", "1")
+    assert code == 0, err
+    assert "tensors into the encoder" in out
+    tool("export", "runs/run", "--what", "encoder", "--unfolded", "--overwrite")
+    result = tool(*start, *options)
+    expect(result, 1, "holds whitening statistics, but the model has none", "use 'deconv'")
+
+
+def test_prediction_reads_what_was_exported(tool, trained, tiny_camvid):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    photos = tiny_camvid / "val" / "images"
+    code, out, err = tool(
+        "export", "last", "--formats", "onnx", "--argmax", "--normalize", "--out", "deploy"
+    )
+    assert code == 0, err
+    assert "pixels 0 to 255 (N, 3, H, W) -> classes (N, H, W)" in out
+    for name, given in {"run": [], "onnx": ["--onnx", "deploy"]}.items():
+        options = ("--write", "ids", "--out", name, *given)
+        assert tool("predict", "last", photos, *options)[0] == 0
+    for name in ("00", "03"):
+        same = read(f"run/ids/{name}.png") == read(f"onnx/ids/{name}.png")
+        assert same.mean() > 0.999
+
+
+def test_help_has_examples(tool, capsys):
+    for arguments in ([], ["--help"]):
+        with pytest.raises(SystemExit):
+            tool("export", *arguments)
+        shown = capsys.readouterr().out
+        assert "usage: python tools/export.py RUN_DIR" in shown
+        assert "\nExamples\n" in shown and "--argmax" in shown
+
+
+def test_mistakes_are_one_sentence_and_leave_nothing(tool, trained, expect, monkeypatch):
+    before = sorted(Path().rglob("*"))
+    expect(tool("export", "runs/other"), 1, "runs/other is not the folder of a run")
+    expect(tool("export", "--argmax"), 2, "name the folder of a run first")
+    expect(tool("export", "last", "--what", "decoder"), 2, "network, encoder")
+    expect(tool("export", "last", "--what", "encoder", "--argmax"), 2, "--argmax is for")
+    expect(tool("export", "last", "--unfolded"), 2, "--unfolded is for --what encoder")
+    expect(tool("export", "last", "--formats", "onx"), 1, "'onx'", "safetensors, onnx, program")
+    expect(tool("export", "last", "--out", "runs"), 1, "--overwrite replaces it")
+    expect(
+        tool("export", "last", "--out", "/proc/net/mine", "--formats", "safetensors"), 1, "/proc"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "find_spec", lambda name: None)
+        expect(tool("export", "last"), 1, "onnxruntime", "extra `export`")
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "TOLERANCE", -1)
+        expect(tool("export", "last", "--formats", "safetensors"), 1, "more than rounding")
+    assert sorted(Path().rglob("*")) == before
+    (trained / "weights.safetensors").unlink()
+    expect(tool("export", "last"), 1, "has the run finished a validation yet?")

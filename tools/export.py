@@ -1,0 +1,115 @@
+"""Export the network of a run: python tools/export.py RUN_DIR."""
+
+import sys
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from segdeconv.export import FORMATS, export_encoder, export_network
+from segdeconv.training.cli import ConfigParser
+from segdeconv.training.evaluation import checkpoint_path, load_network
+from segdeconv.training.mistakes import UsageError, run_tool
+from segdeconv.training.prediction import choose_label_set
+from segdeconv.training.run_folder import find_run
+
+HELP = """\
+usage: python tools/export.py RUN_DIR [--key value …]
+
+Write the network of a run for others to run, or its encoder for others to train. Statistics are
+folded into plain convolutions. Each file is compared with the network on random images at once;
+one that differs by more than rounding is an error, and leaves nothing behind.
+
+  RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
+  --what network              or encoder
+  --out FOLDER                new folder for the files; default: RUN_DIR/WHAT
+  --overwrite                 replace an earlier export
+  --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
+
+Of a network
+  --formats safetensors onnx program
+                              folded weights; an ONNX file; a torch.export program
+  --argmax                    ONNX file and program give classes in place of logits
+  --normalize                 they take pixels 0 to 255 in place of normalised images
+  --size HEIGHT WIDTH         they take this size only; default: any number and size of images
+
+Of an encoder: model.safetensors with the names of torchvision's, timm's or smp's own
+  --unfolded                  the run's own layers, to go on training with the same operator
+
+Examples
+  python tools/export.py runs/unet_resnet18_deconv
+  python tools/export.py last --formats onnx --argmax --normalize --out deploy
+  python tools/export.py last --what encoder --unfolded --out my_encoder
+  python tools/train.py --config configs/quickstart.yaml --model.weights my_encoder
+
+  --help-all                  every key with its meaning and default
+  --debug                     show the traceback of an error
+"""
+
+KINDS = ("network", "encoder")
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, export, report."""
+    parser = ConfigParser(HELP)
+    add = parser.add_argument
+    add("--what", type=str, default="network", help="network, encoder")
+    add("--out", type=str | None, help="new folder for the files")
+    add("--overwrite", action="store_true", help="replace an earlier export")
+    add("--checkpoint", type=str, default="best", help="best, last, or a file")
+    add("--formats", type=str, nargs="+", default=list(FORMATS), help="of a network")
+    add("--argmax", action="store_true", help="classes in place of logits")
+    add("--normalize", action="store_true", help="take pixels 0 to 255")
+    add("--size", type=int, nargs=2, help="the only height and width")
+    add("--unfolded", action="store_true", help="the run's own layers")
+    if not arguments or arguments[0].startswith("-"):
+        parser.read([*arguments, "--help"] if not arguments else arguments)
+        raise UsageError("name the folder of a run first: python tools/export.py RUN_DIR")
+    run, *options = arguments
+    folder = find_run(Path(parser.read(options).output_dir), run)
+    config = parser.read_run(folder, options)
+    check_options(config)
+    built = parser.instantiate(config)
+    label_set = choose_label_set(config.data, None)
+    model = load_network(built.model, label_set, checkpoint_path(folder, config.checkpoint))
+    out = Path(config.out or folder / config.what)
+    normalization = (config.data.mean, config.data.std)
+    if config.what == "encoder":
+        checks = [
+            export_encoder(
+                model,
+                out,
+                folded=not config.unfolded,
+                normalization=normalization,
+                overwrite=config.overwrite,
+            )
+        ]
+    else:
+        checks = export_network(
+            model,
+            out,
+            formats=config.formats,
+            argmax=config.argmax,
+            normalization=normalization,
+            normalize=config.normalize,
+            size=tuple(config.size) if config.size else None,
+            overwrite=config.overwrite,
+        )
+    for check in checks:
+        print(check)
+    print(f"written to {out}")
+
+
+def check_options(config: Namespace) -> None:
+    """Refuse options that would have no effect."""
+    if config.what not in KINDS:
+        raise UsageError(f"--what {config.what}: expected one of {', '.join(KINDS)}")
+    of_network = {"argmax": config.argmax, "normalize": config.normalize, "size": config.size}
+    given = [name for name, value in of_network.items() if value]
+    if config.what == "encoder" and given:
+        raise UsageError(f"--{given[0]} is for --what network; an encoder has weights only")
+    if config.what == "network" and config.unfolded:
+        raise UsageError("--unfolded is for --what encoder; the run's own weights are unfolded")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
