@@ -155,15 +155,16 @@ def graft(
         raise ValueError(nothing_to_do(operator, model, first.rows))
     images = _images(batches, model)
     with _evaluating(model):
-        uses = _Uses(model, first.convs)
+        convs = [conv for conv in first.convs if conv in first.changes]
+        uses = _Uses(model, convs)
         before = uses.watch(model, images)
-    left = _left(model, first.convs, uses)
+    left = _left(model, convs, uses)
     plan = Plan(model, chosen, rules, left)
     if plan.idle:
         raise ValueError(nothing_to_do(operator, model, plan.rows))
     names = {module: name for name, module in model.named_modules()}
     norms = {names[conv]: norm for conv, norm in uses.pairs().items() if norm in plan.changes}
-    swapped = [names[conv] for conv in plan.convs]
+    swapped = [names[conv] for conv in convs if conv in plan.changes]
     biases, copied = plan.apply(model)
     layers = {name: cast(WhitenedLayer, model.get_submodule(name)) for name in swapped}
     for name, norm in norms.items():
@@ -426,7 +427,7 @@ def _difference(outputs: Iterable[Any], before: Iterable[Sequence[Tensor]]) -> f
             change, size = (float(t.double().abs().max()) for t in (a.double() - b.double(), b))
             moved[place] = max(moved.get(place, 0.0), change)
             largest[place] = max(largest.get(place, 0.0), size)
-    return max(moved[place] / largest[place] if moved[place] else 0.0 for place in moved)
+    return max(moved[place] / max(largest[place], 1e-30) for place in moved)
 
 
 def _with_reason(row: Row) -> Row:
