@@ -211,6 +211,7 @@ def test_nothing_is_replaced_unless_told_and_only_an_export_is(model, tmp_path, 
         export_encoder(model, folder, folded=False)
     with monkeypatch.context() as patch:
         patch.setattr(export, "TOLERANCE", -1)
+        patch.setattr(export, "ROUNDING", -1)
         with pytest.raises(ValueError, match="more than rounding"):
             export_encoder(model, folder, folded=False, overwrite=True)
     assert (folder / "model.safetensors").read_bytes() == before

@@ -88,6 +88,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tool, trained, expect, monk
         expect(tool("export", "last"), 1, "onnxruntime", "extra `export`")
     with monkeypatch.context() as patch:
         patch.setattr(export, "TOLERANCE", -1)
+        patch.setattr(export, "ROUNDING", -1)
         expect(tool("export", "last", "--formats", "safetensors"), 1, "more than rounding")
     assert sorted(Path().rglob("*")) == before
     (trained / "weights.safetensors").unlink()
