@@ -28,9 +28,15 @@ def check_complete(checkpoint: Mapping[str, Any], folder: Path) -> None:
     if "recorded_step" not in checkpoint.get("callbacks", {}).get("SaveRun", {}):
         raise ValueError(
             f"the last checkpoint of {folder} does not say how far the run had come, so it was "
-            "saved by an earlier version; start a new run, with --model.weights "
-            f"{folder}/weights.safetensors if it is to begin where this one is"
+            f"saved by an earlier version; {_start_anew(folder)}"
         )
+
+
+def _start_anew(folder: Path) -> str:
+    weights = folder / "weights.safetensors"
+    if not weights.is_file():  # written at the first validation
+        return "start a new run"
+    return f"start a new run, with --model.weights {weights} if it is to begin where this one is"
 
 
 def check_changes(recorded: Namespace, config: Namespace, folder: Path) -> None:
@@ -45,15 +51,15 @@ def check_changes(recorded: Namespace, config: Namespace, folder: Path) -> None:
     for key in sorted(now.keys() - FREE):
         old, new = before.get(key), now[key]
         if key in UPWARDS and _limit(new) < _limit(old):
+            limit = "no such limit" if _limit(old) == math.inf else old
             raise ValueError(
-                f"{key}={new} is below the {old or 'missing limit'} of {folder}; "
-                "a resumed run can only be made longer"
+                f"{key}={new} would end the run early: {folder} has {limit}; leave it out, a "
+                "resumed run can only be made longer"
             )
         if key not in UPWARDS and old != new:
             raise ValueError(
                 f"{key} cannot change when a run goes on: {folder} has {old}, not {new}; leave it "
-                f"out, or start a new run, with --model.weights {folder}/weights.safetensors if "
-                "it is to begin where this one is"
+                f"out, or {_start_anew(folder)}"
             )
 
 
