@@ -45,7 +45,7 @@ class NetworkOptions:
         arch_options: Further arguments of the architecture.
         freeze_encoder: Keep the encoder's weights and statistics as they are.
         channels_last: Memory layout of images and weights; faster on GPUs.
-        compile: Compile the network with torch.compile.
+        compile: Compile the network with torch.compile, anew for each size of images.
     """
 
     arch: str = "deeplabv3plus"
@@ -120,7 +120,9 @@ def build_network(options: NetworkOptions, label_set: LabelSet) -> SegmentationM
     if options.channels_last:
         network.to(memory_format=torch.channels_last)
     if options.compile:
-        network.compile()
+        # For one size at a time, as with symbolic ones the choice of patches becomes algebra: three
+        # small layers compiled in 132 instead of 34 s.
+        network.compile(dynamic=False)
     return network
 
 
