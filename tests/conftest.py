@@ -1,8 +1,13 @@
 """A data set and a network that fit in a test: a run of them takes about a second."""
 
+import signal
+
 import numpy as np
 import pytest
 from PIL import Image
+
+# A shell that runs the tests in the background lets them, and so all they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
