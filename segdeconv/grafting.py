@@ -42,8 +42,6 @@ from segdeconv.surgery import (
 # Largest difference of outputs, over the largest output, that rounding explains.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 3e-1}
 
-Layers = Mapping[nn.Module, str]
-
 
 @dataclass(frozen=True)
 class GraftedLayer:

@@ -18,6 +18,7 @@ import timm
 from torch import nn
 from torchvision.models import segmentation as torchvision_segmentation
 
+from segdeconv.models.checks import check_counts
 from segdeconv.registry import Registry, suggest
 
 TRIED_ENCODERS = (
@@ -219,10 +220,7 @@ def build_network(
         ValueError: Unknown architecture, encoder or option; a pair that does not go together.
     """
     row = ARCHITECTURES[arch]
-    if any(not isinstance(count, int) or count < 1 for count in (num_classes, in_channels)):
-        raise ValueError(
-            f"num_classes={num_classes!r}, in_channels={in_channels!r}: expected 1 or more of each"
-        )
+    check_counts(num_classes=num_classes, in_channels=in_channels)
     if not isinstance(encoder, str):
         raise ValueError(f"encoder={encoder!r}: expected a name, such as 'resnet50'")
     _check_encoder(arch, row, encoder)

@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor, nn
 
 from segdeconv.models.architectures import take_channels
+from segdeconv.models.checks import check_counts, check_images
 from segdeconv.models.create import finish
 from segdeconv.models.small_networks import CLASSIFIERS, take_small_input
 from segdeconv.models.weights import Fit, State, WeightsReport, best_fit
@@ -58,11 +59,7 @@ class ClassificationModel(nn.Module):
         Raises:
             ValueError: If images are not a batch.
         """
-        if images.dim() != 4:
-            raise ValueError(
-                f"images of shape {tuple(images.shape)}: expected (N, C, H, W); "
-                "give a single image as images[None]"
-            )
+        check_images(images)
         return cast(Tensor, self.network(images))
 
     @property
@@ -138,18 +135,11 @@ def create_classifier(
         "in_channels": in_channels,
         "small_input": small_input,
     }
-    _check_counts(num_classes, in_channels)
+    check_counts(num_classes=num_classes, in_channels=in_channels)
     network = _build(name, num_classes, in_channels, small_input)
     model = ClassificationModel(network, copy.deepcopy(config))
     finish(model, weights, SMALL if small_input else LARGE, fit=fit_but_for_head)
     return model
-
-
-def _check_counts(num_classes: int, in_channels: int) -> None:
-    counts = {"num_classes": num_classes, "in_channels": in_channels}
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name}={count!r}: expected a whole number of 1 or more")
 
 
 def _build(name: str, num_classes: int, in_channels: int, small_input: bool) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation import LRASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
+from segdeconv.models.checks import check_images
 from segdeconv.models.weights import WeightsReport
 from segdeconv.surgery import SurgeryReport
 
@@ -67,11 +68,7 @@ class SegmentationModel(nn.Module):
         Raises:
             ValueError: If images are not a batch.
         """
-        if images.dim() != 4:
-            raise ValueError(
-                f"images of shape {tuple(images.shape)}: expected (N, C, H, W); "
-                "give a single image as images[None]"
-            )
+        check_images(images)
         height, width = images.shape[-2:]
         below, right = (self._missing(size) for size in (height, width))
         if below or right:
