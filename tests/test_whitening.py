@@ -192,7 +192,12 @@ SAMPLINGS = {
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_gradient_through_each_sampling_agrees_with_finite_differences(sampling, layout):
+@pytest.mark.parametrize("kept", [0, 2**20], ids=["gathered again", "kept"])
+def test_gradient_through_each_sampling_agrees_with_finite_differences(
+    sampling, layout, kept, monkeypatch
+):
+    monkeypatch.setattr("segdeconv.whitening.sampling.KEPT_SHARE", 0)
+    monkeypatch.setattr("segdeconv.whitening.sampling.KEPT_BYTES", kept)
     x = random(5, 2, 7, 6).to(memory_format=layout).requires_grad_()
     blocks = Blocks(1, 2 * (sampling.gather(x, x.dtype).shape[0] // 2))
 
@@ -201,6 +206,16 @@ def test_gradient_through_each_sampling_agrees_with_finite_differences(sampling,
         return passed.sin(), mean, covariance
 
     assert torch.autograd.gradcheck(function, x)
+
+
+@pytest.mark.parametrize("step, kept", [(1, False), (3, False), (5, True)])
+def test_columns_are_kept_for_the_backward_only_where_they_are_few(step, kept):
+    x = torch.randn(8, 16, 64, 64, requires_grad=True)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, id):
+        sampled_moments(x, PatchGrid((3, 3), (step, step)), Blocks(1, 144))
+    assert (x.numel() not in sizes) == kept
+    assert max(sizes) <= x.numel()
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)

@@ -365,9 +365,10 @@ class WhitenedLayer(nn.Module):
         while freedom(grid) < settings.min_rows * size and stride > 1:
             stride = max(1, stride - 2)  # stays odd, see `PatchGrid.stride`
             grid = sampling(stride)
-        most = max(settings.max_rows * size, self.blocks.degrees_of_freedom(FEWEST_PATCHES))
-        if settings.max_rows and most < freedom(grid):
-            grid = grid.thinned(x.shape, freedom(grid) / most)
+        rows = self.blocks.rows(grid.count(x.shape))
+        most = max(settings.max_rows * size, self.blocks.rows(FEWEST_PATCHES))
+        if settings.max_rows and most < rows:
+            grid = grid.thinned(x.shape, rows / most)
         if settings.min_rows == 0:  # any number of rows will do
             return grid, min(grid.count(x.shape), 1)
         return grid, freedom(grid)

@@ -39,10 +39,13 @@ class Blocks:
         """Inverse roots M: 1 or G."""
         return self.num if self.share == "none" else 1
 
+    def rows(self, samples: int) -> int:
+        """Rows behind one covariance when each column has ``samples`` values."""
+        return samples if self.share == "none" else samples * self.num
+
     def degrees_of_freedom(self, samples: int) -> int:
-        """Independent rows behind one covariance when each column has ``samples`` values."""
-        rows = samples if self.share == "none" else samples * self.num
-        return rows - self.num_means // self.num_roots
+        """Independent ones of these rows."""
+        return self.rows(samples) - self.num_means // self.num_roots
 
     def rows_per_mean(self, samples: int) -> int:
         """Rows behind each mean when each column has ``samples`` values."""

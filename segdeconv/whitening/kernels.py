@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from segdeconv.whitening.blocks import Blocks
 from segdeconv.whitening.roots import MAX_STEPS_IN_SINGLE
-from segdeconv.whitening.sampling import PatchGrid, add_moments_gradient
+from segdeconv.whitening.sampling import PatchGrid, add_moments_gradient, centred_columns
 
 LARGEST_ROOT = 64  # a program holds whole matrices in registers
 TILE = 64  # columns of a tile of the Gram matrix, at most
@@ -416,7 +416,8 @@ class _PatchMoments(torch.autograd.Function):
             offset = grad_mean / blocks.rows_per_mean(rows)
             grad_x = _add_gram_gradient(grad_x, x, mean, weight, offset, grid, blocks)
         else:
-            grad_x = add_moments_gradient(grad_x, grad_mean, grad_covariance, x, mean, grid, blocks)
+            centred = centred_columns(x, mean, grid, blocks)
+            grad_x = add_moments_gradient(grad_x, grad_mean, grad_covariance, centred, grid, blocks)
         return grad_x, None, None, None, None
 
 

@@ -63,6 +63,13 @@ def test_a_cap_leaves_out_no_image_of_a_small_batch():
         assert layer._choose_sampling(x, layer._sampling)[0].every == every
 
 
+def test_a_cap_of_half_the_rows_takes_half_the_images():
+    layer = Deconv2d(16, 4, 3, padding=1, max_rows=8)
+    x = torch.empty(64, 16, 18, 18, device="meta")  # 6 x 6 patches of each image
+    assert layer.blocks.rows(64 * 36) == 2 * 8 * layer.blocks.size
+    assert layer._choose_sampling(x, layer._sampling)[0].every == 2
+
+
 def test_a_thinned_grid_keeps_the_border_from_weighing_too_much():
     grid = PatchGrid((3, 3), (3, 3), (1, 1)).thinned(torch.Size((64, 4, 32, 32)), 16)
     assert min(grid.places(torch.Size((64, 4, 32, 32)))) >= 8
