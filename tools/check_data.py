@@ -8,14 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from segdeconv.data.doctor import check_splits
-from segdeconv.data.doctor_text import report_text
-from segdeconv.data.workers import usable_cores
-from segdeconv.training.cli import ConfigParser
-from segdeconv.training.data_module import SegmentationData
-from segdeconv.training.mistakes import run_tool
-from segdeconv.training.ranges import check_ranges
-from segdeconv.training.run_folder import write_whole
+from segdeconv.training.command_line import show_help, with_bases
+from segdeconv.training.mistakes import loading, run_tool
 
 HELP = """\
 usage: python tools/check_data.py --config FILE [--key value …]
@@ -49,16 +43,26 @@ Examples
 
 def main(arguments: list[str]) -> None:
     """Parse, look, report."""
-    parser = ConfigParser(HELP)
+    show_help(HELP, arguments or ["--help"])
+    list(with_bases(arguments))  # can all configs be read?
+    with loading():
+        from segdeconv.data.doctor import check_splits
+        from segdeconv.data.doctor_text import report_text
+        from segdeconv.data.workers import usable_cores
+        from segdeconv.training.cli import ConfigParser
+        from segdeconv.training.ranges import check_ranges
+        from segdeconv.training.run_folder import write_whole
+
+    parser = ConfigParser()
     parser.add_argument("--splits", type=str, nargs="+", help="splits; default: the config's two")
     parser.add_argument("--json", type=str | None, help="file for everything that is found")
     parser.add_argument("--show", type=int, default=5, help="files named for each finding")
     parser.add_argument("--limit", type=int | None, help="samples of each split; null: all")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that read")
-    config = parser.read(arguments or ["--help"])
+    config = parser.read(arguments)
     numbers = {name: config[name] for name in ("show", "limit", "workers")}
     check_ranges("", numbers, show="0 or more", limit="1 or more", workers="0 or more")
-    data: SegmentationData = parser.instantiate(config).data
+    data = parser.instantiate(config).data
     report = check_splits(
         lambda split, unpaired: data.open(split, None, unpaired),
         list(dict.fromkeys(config.splits or data.splits.values())),

@@ -4,12 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-from segdeconv.training.cli import ConfigParser
-from segdeconv.training.evaluation import evaluate_run, result_name
-from segdeconv.training.mistakes import UsageError, run_tool
-from segdeconv.training.prediction_options import PREDICTION_HELP, add_prediction_options
-from segdeconv.training.processes import joined_processes
-from segdeconv.training.run_folder import find_run, write_whole
+from segdeconv.training.command_line import PREDICTION_HELP, take_names
+from segdeconv.training.mistakes import loading, run_tool
 
 HELP = f"""\
 usage: python tools/eval.py RUN_DIR [--key value …]
@@ -36,18 +32,22 @@ In several processes, each of which takes its share of the images (and a GPU, if
 
 def main(arguments: list[str]) -> None:
     """Parse, evaluate, print and write."""
-    parser = ConfigParser(HELP)
+    usage = "name the folder of a run first: python tools/eval.py RUN_DIR"
+    run, _, options = take_names(HELP, arguments, usage)
+    with loading():
+        from segdeconv.training.cli import ConfigParser
+        from segdeconv.training.evaluation import evaluate_run, result_name
+        from segdeconv.training.prediction_options import add_prediction_options
+        from segdeconv.training.processes import joined_processes
+        from segdeconv.training.run_folder import write_whole
+
+    parser = ConfigParser()
     parser.add_argument("--split", type=str | None, help="split; null: the validation split")
     parser.add_argument("--limit", type=int | None, help="number of images; null: all")
     parser.add_argument("--save-predictions", type=str | None, help="folder for label id PNGs")
     parser.add_argument("--json", type=str | None, help="file for the scores")
     add_prediction_options(parser)
-    if not arguments or arguments[0].startswith("-"):
-        parser.read([*arguments, "--help"] if not arguments else arguments)
-        raise UsageError("name the folder of a run first: python tools/eval.py RUN_DIR")
-    run, *options = arguments
-    folder = find_run(Path(parser.read(options).output_dir), run)
-    config = parser.read_run(folder, options)
+    folder, config = parser.open_run(run, options)
     with joined_processes() as rank:
         scores, record = evaluate_run(parser, config, folder, rank)
     if rank > 0:

@@ -2,15 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import Namespace
-
-from segdeconv.export import FORMATS, export_encoder, export_network
-from segdeconv.training.cli import ConfigParser
-from segdeconv.training.evaluation import checkpoint_path, load_network
-from segdeconv.training.mistakes import UsageError, run_tool
-from segdeconv.training.prediction import choose_label_set
-from segdeconv.training.run_folder import find_run
+from segdeconv.training.command_line import take_names
+from segdeconv.training.mistakes import UsageError, loading, run_tool
 
 HELP = """\
 usage: python tools/export.py RUN_DIR [--key value …]
@@ -50,7 +45,15 @@ KINDS = ("network", "encoder")
 
 def main(arguments: list[str]) -> None:
     """Parse, export, report."""
-    parser = ConfigParser(HELP)
+    usage = "name the folder of a run first: python tools/export.py RUN_DIR"
+    run, _, options = take_names(HELP, arguments, usage)
+    with loading():
+        from segdeconv.export import FORMATS, export_encoder, export_network
+        from segdeconv.training.cli import ConfigParser
+        from segdeconv.training.evaluation import checkpoint_path, load_network
+        from segdeconv.training.prediction import choose_label_set
+
+    parser = ConfigParser()
     add = parser.add_argument
     add("--what", type=str, default="network", help="network, encoder")
     add("--out", type=str | None, help="new folder for the files")
@@ -61,12 +64,7 @@ def main(arguments: list[str]) -> None:
     add("--normalize", action="store_true", help="take pixels 0 to 255")
     add("--size", type=int, nargs=2, help="the only height and width")
     add("--unfolded", action="store_true", help="the run's own layers")
-    if not arguments or arguments[0].startswith("-"):
-        parser.read([*arguments, "--help"] if not arguments else arguments)
-        raise UsageError("name the folder of a run first: python tools/export.py RUN_DIR")
-    run, *options = arguments
-    folder = find_run(Path(parser.read(options).output_dir), run)
-    config = parser.read_run(folder, options)
+    folder, config = parser.open_run(run, options)
     check_options(config)
     built = parser.instantiate(config)
     label_set = choose_label_set(config.data, None)
@@ -99,7 +97,7 @@ def main(arguments: list[str]) -> None:
     print(f"written to {out}")
 
 
-def check_options(config: Namespace) -> None:
+def check_options(config: Any) -> None:
     """Refuse options that would have no effect."""
     if config.what not in KINDS:
         raise UsageError(f"--what {config.what}: expected one of {', '.join(KINDS)}")

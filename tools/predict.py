@@ -1,14 +1,9 @@
 """Predict images and videos: python tools/predict.py RUN_DIR INPUT …."""
 
 import sys
-from itertools import takewhile
-from pathlib import Path
 
-from segdeconv.training.cli import ConfigParser
-from segdeconv.training.mistakes import UsageError, run_tool
-from segdeconv.training.prediction import predict_run
-from segdeconv.training.prediction_options import PREDICTION_HELP, add_prediction_options
-from segdeconv.training.run_folder import find_run
+from segdeconv.training.command_line import PREDICTION_HELP, take_names
+from segdeconv.training.mistakes import loading, run_tool
 
 HELP = f"""\
 usage: python tools/predict.py RUN_DIR INPUT [INPUT …] [--key value …]
@@ -43,7 +38,14 @@ Examples
 
 def main(arguments: list[str]) -> None:
     """Parse, predict, report."""
-    parser = ConfigParser(HELP)
+    usage = "name the folder of a run, then images: python tools/predict.py RUN_DIR INPUT"
+    run, inputs, options = take_names(HELP, arguments, usage, inputs=True)
+    with loading():
+        from segdeconv.training.cli import ConfigParser
+        from segdeconv.training.prediction import predict_run
+        from segdeconv.training.prediction_options import add_prediction_options
+
+    parser = ConfigParser()
     parser.add_argument("--out", type=str, default="predictions", help="folder of the results")
     parser.add_argument("--write", type=str, nargs="+", default=["overlay"], help="kinds")
     parser.add_argument("--frames", action="store_true", help="frames of videos as images")
@@ -51,16 +53,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
     parser.add_argument("--onnx", type=str | None, help="ONNX file in place of the weights")
     add_prediction_options(parser)
-    first = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
-    options = arguments[len(first) :]
-    early = parser.read(options or ([] if first else ["--help"]))
-    if len(first) < 2:
-        raise UsageError(
-            "name the folder of a run, then images: python tools/predict.py RUN_DIR INPUT"
-        )
-    run, *inputs = first
-    folder = find_run(Path(early.output_dir), run)
-    config = parser.read_run(folder, options)
+    folder, config = parser.open_run(run, options)
     done, problems = predict_run(parser, config, folder, inputs)
     print(f"{done} of {done + len(problems)} files predicted, written to {config.out}")
     if problems:

@@ -1,12 +1,9 @@
 """Train a segmentation network: python tools/train.py --config configs/quickstart.yaml."""
 
 import sys
-from pathlib import Path
 
-from segdeconv.training.cli import ConfigParser
-from segdeconv.training.mistakes import UsageError, run_tool
-from segdeconv.training.run import train
-from segdeconv.training.run_folder import find_run
+from segdeconv.training.command_line import show_help, with_bases
+from segdeconv.training.mistakes import UsageError, loading, run_tool
 
 HELP = """\
 usage: python tools/train.py --config FILE [--config FILE …] [--key value …]
@@ -43,18 +40,26 @@ the recipe
   --debug                   show the traceback of an error
 """
 
+NO_CONFIG = "give a config: python tools/train.py --config configs/quickstart.yaml"
+
 
 def main(arguments: list[str]) -> None:
     """Parse, train."""
-    parser = ConfigParser(HELP)
+    show_help(HELP, arguments)
+    list(with_bases(arguments))  # can all configs be read?
+    if not arguments:
+        raise UsageError(NO_CONFIG)
+    with loading():
+        from segdeconv.training.cli import ConfigParser
+        from segdeconv.training.run import train
+
+    parser = ConfigParser()
     parser.add_argument("--resume", type=str | None, help="folder of a run to go on with, or last")
-    config = parser.read(arguments)
-    earlier = None
+    config, earlier = parser.read(arguments), None
     if config.resume:
-        earlier = find_run(Path(config.output_dir), config.resume)
-        config = parser.read_run(earlier, arguments)
+        earlier, config = parser.open_run(config.resume, arguments)
     elif not config.config:
-        raise UsageError("give a config: python tools/train.py --config configs/quickstart.yaml")
+        raise UsageError(NO_CONFIG)
     del config["resume"]
     folder = train(parser, config, earlier)
     print(f"done; evaluate with: python tools/eval.py {folder}")

@@ -16,10 +16,6 @@ from torch import nn
 from segdeconv.training.loading import mix_seeds
 
 
-class RunStopped(Exception):
-    """The user asked the run to stop; its last checkpoint is saved."""
-
-
 class StopRequest:
     """Whether the user has asked to stop (Ctrl-C, or a scheduler's SIGTERM)."""
 

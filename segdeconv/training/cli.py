@@ -7,21 +7,21 @@ the command line comes last.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
+from segdeconv.training.command_line import given_keys, with_bases
 from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.mistakes import UsageError
 from segdeconv.training.optimization import OptimizerOptions, ScheduleOptions
 from segdeconv.training.ranges import check_ranges
+from segdeconv.training.run_folder import find_run
 from segdeconv.training.task import LossOptions, NetworkOptions
 
 TRAINER_KEYS = {  # of Lightning's Trainer, with the range of those that are numbers
@@ -56,14 +56,9 @@ OTHER_KEYS = {"config", "print_config"}
 
 
 class ConfigParser:
-    """The parser of a run's configuration, with a short help.
+    """The parser of a run's configuration; ``--help-all`` prints every key."""
 
-    Args:
-        help_text: What ``--help`` prints; ``--help-all`` prints every key.
-    """
-
-    def __init__(self, help_text: str = "") -> None:
-        self.help_text = help_text
+    def __init__(self) -> None:
         # not a subclass: jsonargparse makes parsers of the same type for values that are objects
         self.parser = ArgumentParser(exit_on_error=False, add_help=False)
         self.add_argument = self.parser.add_argument
@@ -105,13 +100,10 @@ class ConfigParser:
         Raises:
             UsageError: If a key, a value or a file is wrong.
         """
-        if "--help" in arguments or "-h" in arguments:
-            print(self.help_text)
-            raise SystemExit(0)
         if "--help-all" in arguments:
             self.parser.print_help()
             raise SystemExit(0)
-        arguments = list(_with_bases(arguments))
+        arguments = list(with_bases(arguments))
         self._check_keys(arguments)
         try:
             config = self.parser.parse_args(arguments)
@@ -132,6 +124,15 @@ class ConfigParser:
         """
         return self.read(["--config", str(folder / "config.yaml"), *changes])
 
+    def open_run(self, run: str, changes: Sequence[str]) -> tuple[Path, Namespace]:
+        """The folder of the run that is called ``run``, and its configuration with the changes.
+
+        Raises:
+            ValueError: If there is no such run, or a key, a value or a file is wrong.
+        """
+        folder = find_run(Path(self.read(changes).output_dir), run)
+        return folder, self.read_run(folder, changes)
+
     def write(self, config: Namespace) -> str:
         """The whole configuration as YAML, to be read again."""
         return str(self.parser.dump(config, skip_unset=False, skip_validation=True))
@@ -139,7 +140,7 @@ class ConfigParser:
     def _check_keys(self, arguments: Sequence[str]) -> None:
         """Refuse a key that does not exist, naming the nearest one that does."""
         known = [key for key in self.parser.get_defaults().keys() if key != "config"]
-        for key, value, source in _given_keys(arguments):
+        for key, value, source in given_keys(arguments):
             is_group = any(name.startswith(key + ".") for name in known)
             if is_group and not isinstance(value, Mapping):
                 what = "nothing" if value is None else repr(value)
@@ -160,88 +161,6 @@ def _same_leaf(key: str, known: Sequence[str]) -> list[str]:
     leaves = {name.rsplit(".", 1)[-1]: name for name in known}
     near = get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1)
     return [leaves[leaf] for leaf in near]
-
-
-def _with_bases(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments, with each config's bases in front of it."""
-    waiting = False
-    for argument in arguments:
-        if waiting or argument.startswith("--config="):
-            for path in _chain(Path(argument.removeprefix("--config=")), ()):
-                yield from ("--config", str(path))
-            waiting = False
-        elif argument == "--config":
-            waiting = True
-        else:
-            yield argument
-    if waiting:
-        raise UsageError("--config needs a file, such as --config configs/quickstart.yaml")
-
-
-def _chain(path: Path, users: tuple[Path, ...]) -> Iterator[Path]:
-    """The config's bases, then the config."""
-    if path in users:
-        raise UsageError(f"{path} is its own base; take it out of `base`")
-    given = _load(path).get("base") or []
-    bases = given if isinstance(given, list) else [given]
-    for base in bases:
-        if not isinstance(base, str):
-            raise UsageError(f"{path}: base names {base!r}; expected a file, or a list of files")
-        yield from _chain(path.parent / base, (*users, path))
-    yield path
-
-
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML whose mappings have each key once; PyYAML takes the last one in silence."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                problem = f"the key {key.value} stands twice in one group"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(), _EachKeyOnce)  # a SafeLoader
-    except FileNotFoundError:
-        near = get_close_matches(str(path), map(str, Path("configs").rglob("*.yaml")), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"no config {path}{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the config {path}: {error}") from error
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f", line {place.line + 1}" if place else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise UsageError(f"{path}{line}: {problem}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} holds no keys; a config looks like configs/quickstart.yaml")
-    return content
-
-
-def _given_keys(arguments: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
-    """Each dotted key that is given, what a file gives it, and where it stands."""
-    previous = ""
-    for argument in arguments:
-        if previous == "--config":
-            for key, value in _leaves(_load(Path(argument))):
-                yield key, value, argument
-        elif argument.startswith("--") and argument != "--":
-            yield argument[2:].split("=")[0].rstrip("+"), {}, "command line"
-        previous = argument
-
-
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, name + ".")
-        else:
-            yield name, value
 
 
 def _one_sentence(message: str) -> str:

@@ -2,21 +2,25 @@
 
 import os
 import re
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-from segdeconv.training.callbacks import RunStopped
-
-MISTAKES = (ValueError, OSError, MisconfigurationException, torch.OutOfMemoryError)
+OF_LIBRARIES = ("MisconfigurationException", "OutOfMemoryError")
+"""Names of Lightning's and torch's errors that are the user's to mend; a tool knows them without
+loading either."""
 
 
 class UsageError(ValueError):
     """A mistake in the command line or in a config."""
+
+
+class RunStopped(Exception):
+    """The user asked the run to stop; its last checkpoint is saved."""
 
 
 def run_tool(tool: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> int:
@@ -26,11 +30,14 @@ def run_tool(tool: Callable[[list[str]], None], arguments: Sequence[str] | None 
     whatever a library raises when the user's values reach it. What this package raises otherwise is
     our own mistake and keeps its traceback. ``--debug``, or SEGDECONV_DEBUG=1 in the environment,
     shows all tracebacks.
+
+    A tool imports what it needs itself, within `loading`.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given or bool(os.environ.get("SEGDECONV_DEBUG"))
     try:
         tool([argument for argument in given if argument != "--debug"])
+        sys.stdout.flush()
     except RunStopped as stopped:
         print(f"stopped; {stopped}", file=sys.stderr)
         return 130
@@ -38,7 +45,9 @@ def run_tool(tool: Callable[[list[str]], None], arguments: Sequence[str] | None 
         print("stopped at once", file=sys.stderr)
         return 130
     except Exception as error:
-        expected = isinstance(error, MISTAKES)
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return 141  # as programs end whose output goes to `head`
+        expected = _is_expected(error)
         if not expected and not _out_of_a_library(error):
             error.add_note("This is a mistake in segdeconv; please report it with these lines.")
             raise
@@ -48,6 +57,40 @@ def run_tool(tool: Callable[[list[str]], None], arguments: Sequence[str] | None 
         print(f"error: {sentence(error)}{hint}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Within this, Ctrl-C ends the program: loading torch, Lightning and the like takes seconds.
+
+    As an exception it would be swallowed by some of them, whose import then fails in other ways.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not where it is ignored, as in the background
+        signal.signal(signal.SIGINT, _end_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    print("stopped at once", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads what is printed any more; nothing further is written, then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _is_expected(error: BaseException) -> bool:
+    return isinstance(error, ValueError | OSError) or type(error).__name__ in OF_LIBRARIES
 
 
 def _out_of_a_library(error: Exception) -> bool:
@@ -62,7 +105,7 @@ def _out_of_a_library(error: Exception) -> bool:
 
 def sentence(error: BaseException) -> str:
     """What to tell the user; out of a loader's process, the sentence below its traceback."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if type(error).__name__ == "OutOfMemoryError":
         return (
             "out of GPU memory; to train, lower data.batch_size or data.crop_size; to evaluate or "
             "predict, give --slide, smaller windows with --crop, or --memory cpu"
@@ -73,6 +116,6 @@ def sentence(error: BaseException) -> str:
     if text.startswith("Caught ") and "worker process" in text:
         text = text.splitlines()[-1].split(": ", 1)[-1]
     text = " ".join(text.split())
-    if not isinstance(error, MISTAKES):
+    if not _is_expected(error):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) < 400 else f"{text[:400]} …"

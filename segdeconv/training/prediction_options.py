@@ -6,24 +6,9 @@ from jsonargparse import Namespace
 
 from segdeconv.inference import TTA_SCALES, Prediction
 
-PREDICTION_HELP = """\
-  --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
-  --device auto               cpu, cuda, cuda:1, …; auto takes a GPU if there is one
-  --tta                       scales 0.5 to 1.75 and mirror images; probabilities are averaged
-  --scales 0.75 1 1.25        these scales; --flip for mirror images
-  --slide                     sliding windows of the size of the training crop
-  --crop 512 1024             their height and width
-  --stride 341 682            from one to the next, down and across; default: 2/3 of the window
-  --blend uniform             or smooth: how windows are weighted where they overlap
-  --tile-batch 1              windows per forward, of each image
-  --precision float32         or bfloat16, float16: autocast
-  --memory device             or cpu: logits are added up in main memory; or rows: and only for one
-                              row of windows at a time, for images of any size\
-"""
-
 
 def add_prediction_options(parser: Any) -> None:
-    """Add the options of `PREDICTION_HELP` to a `ConfigParser`."""
+    """Add the options of `segdeconv.training.command_line.PREDICTION_HELP` to a `ConfigParser`."""
     usual = Prediction()
     add = parser.add_argument
     add("--checkpoint", type=str, default="best", help="best, last, or a file")

@@ -12,12 +12,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from segdeconv.training.averaging import weights_of
-from segdeconv.training.callbacks import (
-    RunStopped,
-    StopRequest,
-    check_finite,
-    epochs_trained,
-)
+from segdeconv.training.callbacks import StopRequest, check_finite, epochs_trained
+from segdeconv.training.mistakes import RunStopped
 from segdeconv.training.run_folder import save_weights, write_whole
 from segdeconv.training.task import SegmentationTask
 

@@ -17,9 +17,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from segdeconv.data.check import quick_check
 from segdeconv.operators.whitened_layer import WhitenedLayer
 from segdeconv.training.averaging import AveragedWeights
-from segdeconv.training.callbacks import FiniteLoss, RunStopped, SeedEachStep, StopRequest
+from segdeconv.training.callbacks import FiniteLoss, SeedEachStep, StopRequest
 from segdeconv.training.cli import ConfigParser
 from segdeconv.training.data_module import SegmentationData
+from segdeconv.training.mistakes import RunStopped
 from segdeconv.training.progress import Progress
 from segdeconv.training.recording import SaveRun
 from segdeconv.training.resume import check_changes, check_complete, finished

@@ -32,6 +32,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from segdeconv.training.command_line import check_run
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -188,10 +190,8 @@ def find_run(output_dir: Path, run: str) -> Path:
             what = "has saved a checkpoint yet" if folders else "yet"
             raise ValueError(f"no run in {output_dir} {what}; give the folder of one")
         return saved[-1]
-    folder = Path(run)
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} is not the folder of a run: it has no config.yaml")
-    return folder
+    check_run(Path(run))
+    return Path(run)
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -4,8 +4,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from segdeconv.training.callbacks import RunStopped
-from segdeconv.training.mistakes import UsageError, run_tool
+from segdeconv.training.mistakes import RunStopped, UsageError, run_tool
 
 
 @pytest.mark.parametrize(
