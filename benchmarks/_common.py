@@ -276,7 +276,8 @@ def plot_ratios(
     """Bars of quotients, a panel for each outer name; the lines reach from minimum to maximum."""
     from matplotlib.figure import Figure  # needs no display, as pyplot may
 
-    figure = Figure(figsize=(4.5 * len(rows), 3.6), layout="constrained")
+    most = max(len(bars) for bars in rows.values())
+    figure = Figure(figsize=(4.5 * len(rows), max(3.6, 0.2 * most)), layout="constrained")
     axes = figure.subplots(1, len(rows), squeeze=False)[0]
     for axis, (title, bars) in zip(axes, rows.items(), strict=True):
         medians = [bar["median"] for bar in bars.values()]

@@ -17,6 +17,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from _common import (
     markdown_table,
     matching,
     milliseconds,
+    plot_ratios,
     ratio,
     result_path,
     spread,
@@ -316,9 +318,22 @@ def run_layers(shapes: dict[str, Shape], setup: Setup) -> Any:
         rows[name] = row = measure(shape, setup)
         figures = "  ".join(f"{q} {row[q]['median']:.2f}" for q in QUOTIENTS)
         print(f"{name:45s} {figures}", flush=True)
-    slower = [name for name, row in rows.items() if row["literal / released"]["median"] < 1]
-    verdict = f"Released slower than literal: {', '.join(slower) or 'none'} of {len(rows)} shapes."
-    return rows, f"{LAYER_NOTES}\n\n{layer_table(rows)}\n\n{verdict}"
+    verdicts = "\n".join(slower_than_literal(rows, variant) for variant in ("released", "default"))
+    return rows, f"{LAYER_NOTES}\n\n{layer_table(rows)}\n\n{verdicts}"
+
+
+def slower_than_literal(rows: dict[str, dict[str, Any]], variant: str) -> str:
+    """Which shapes are, in a line."""
+    slower = [name for name, row in rows.items() if row[f"literal / {variant}"]["median"] < 1]
+    names = ", ".join(slower) or "none"
+    return f"- Slower than literal, {variant}: {names} of {len(rows)} shapes."
+
+
+def plot_layers(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """Bars of three of the quotients, a panel each."""
+    shown = ("literal / default", "literal / released", "default / batchnorm")
+    bars = {quotient: {name: row[quotient] for name, row in rows.items()} for quotient in shown}
+    plot_ratios(bars, "quotient of times", path)
 
 
 ROOT_SIZES = (9, 27, 36, 64, 96, 144, 147, 192, 256, 576)
@@ -436,6 +451,9 @@ def main() -> None:
     out = result_path(options, kind, whole)
     if out:
         facts = environment(options.seed) | {"freed memory is kept": kept}
+        if not options.roots:
+            plot_layers(rows, out.with_suffix(".png"))
+            text = f"{text}\n\n![quotients of times]({out.name}.png)"
         write_result(out, {"environment": facts, "rows": rows}, text)
 
 

@@ -99,6 +99,7 @@ def test_the_layer_benchmark_writes_its_figures_and_where_they_come_from(tmp_pat
     assert 0 < timings["min"] <= timings["median"] <= timings["max"]
     assert timings["rounds"] >= 5
     assert row["literal / released"]["median"] > 0
+    assert (tmp_path / "layers.png").stat().st_size > 1000
     assert "| tiny 3x3 |" in (tmp_path / "layers.md").read_text()
 
 
