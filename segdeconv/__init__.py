@@ -19,6 +19,7 @@ _HOMES = {
     "graft": "segdeconv.grafting",
     "create_model": "segdeconv.models",
     "create_classifier": "segdeconv.models",
+    "from_pretrained": "segdeconv.models",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from segdeconv.grafting import graft as graft
     from segdeconv.models import create_classifier as create_classifier
     from segdeconv.models import create_model as create_model
+    from segdeconv.models import from_pretrained as from_pretrained
     from segdeconv.operators import list_operators as list_operators
     from segdeconv.operators.deconv import ChannelDeconv as ChannelDeconv
     from segdeconv.operators.deconv import Deconv2d as Deconv2d

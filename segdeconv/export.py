@@ -7,7 +7,8 @@ more than rounding is an error and leaves nothing behind.
         config.json                   config.json
         model.safetensors             model.safetensors   folded: plain layers only
                                       model.onnx          (N, 3, H, W) -> logits, or classes
-                                      model.pt2           the same as a torch.export program
+    pretrained/                       model.pt2           the same as a torch.export program
+        config.json, model.safetensors, README.md: see `segdeconv.models.pretrained`
 
 A folded encoder has the keys of the library's own: each convolution's bias goes into the batch norm
 behind it, which has nothing else to do in evaluation.  So the file loads strictly into networks
@@ -33,7 +34,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from segdeconv.inference import OnnxModel
-from segdeconv.models import SegmentationModel, create_model
+from segdeconv.models import (
+    ClassificationModel,
+    SegmentationModel,
+    create_model,
+    from_pretrained,
+)
+from segdeconv.models.classification import LARGE, SMALL
+from segdeconv.models.pretrained import FORMAT as _PRETRAINED
 from segdeconv.operators import OPERATOR_LAYERS
 from segdeconv.surgery import fold
 
@@ -250,6 +258,40 @@ def _norms_behind(host: nn.Module, images: Tensor) -> tuple[dict[str, str], set[
     for handle in handles:
         handle.remove()
     return found, {name for name, _, _ in outputs}
+
+
+# -------------------------------------------------------------------------------------- pretrained
+
+
+def export_pretrained(
+    model: SegmentationModel | ClassificationModel, folder: Path, *, overwrite: bool = False
+) -> Check:
+    """Write a model as `segdeconv.from_pretrained` reads it, with its model card.
+
+    Args:
+        model: Any mode, on any device; what the card says of its training is in ``model.about``.
+        folder: New or empty folder.
+        overwrite: Replace an earlier export.
+
+    Raises:
+        ValueError: The folder is taken; the model is not what its config builds; what was written
+            differs.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    with new_folder(folder, overwrite) as part:
+        model.save_pretrained(part)
+        again = from_pretrained(part)
+        if isinstance(model, SegmentationModel):
+            images = _probe(model)
+        else:
+            side = SMALL if model.config["small_input"] else LARGE
+            images = _random(2, model.config["in_channels"], side, side)
+        with torch.no_grad():
+            found, expected = again(images), model(images)
+        assert again.weights_report is not None
+        note = f"{again.weights_report.loaded} tensors, for segdeconv.from_pretrained"
+        check = _compare(FORMATS["safetensors"], [found], [expected], [0.0], note)
+    return check
 
 
 # ----------------------------------------------------------------------------------- whole network
@@ -618,7 +660,7 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
             raise ValueError(
                 f"{folder} is there already; --overwrite replaces it, --out names another folder"
             )
-        if _format_of(folder) not in (_ENCODER, _NETWORK):
+        if _format_of(folder) not in (_ENCODER, _NETWORK, _PRETRAINED):
             raise ValueError(f"{folder} is no export, and is not replaced; name another with --out")
     elif folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name another folder with --out")

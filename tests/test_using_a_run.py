@@ -29,7 +29,7 @@ def run_folder(tiny_config, tmp_path, monkeypatch):
 
 def test_the_code_of_the_page_runs_and_its_comparisons_hold(run_folder, capsys):
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert ["onnx" in block for block in blocks] == [False] * 3 + [True] * 2 + [False]
+    assert ["onnx" in block for block in blocks] == [False] * 3 + [True] * 2 + [False] * 2
     names = {}
     for block in blocks:
         if "onnx" in block:
@@ -43,4 +43,5 @@ def test_the_code_of_the_page_runs_and_its_comparisons_hold(run_folder, capsys):
             assert "model.pt2: differs by" in shown
     assert names["classes"].shape == (1, 40, 48)
     assert names["other"].weights_report.part == "encoder"
+    assert names["again"].about.dataset == "CamVid" and Path("my_model/README.md").is_file()
     assert Path("deploy/model.onnx").stat().st_size > 10_000

@@ -15,7 +15,8 @@ folded into plain convolutions. Each file is compared with the network on random
 one that differs by more than rounding is an error, and leaves nothing behind.
 
   RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
-  --what network              or encoder
+  --what network              encoder, or pretrained: the whole network as it is, to go on training
+                              or to publish, with a model card (the Hugging Face layout)
   --out FOLDER                new folder for the files; default: RUN_DIR/WHAT
   --overwrite                 replace an earlier export
   --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
@@ -35,12 +36,13 @@ Examples
   python tools/export.py last --formats onnx --argmax --normalize --out deploy
   python tools/export.py last --what encoder --unfolded --out my_encoder
   python tools/train.py --config configs/quickstart.yaml --model.weights my_encoder
+  python tools/export.py last --what pretrained --out my_model
 
   --help-all                  every key with its meaning and default
   --debug                     show the traceback of an error
 """
 
-KINDS = ("network", "encoder")
+KINDS = ("network", "encoder", "pretrained")
 
 
 def main(arguments: list[str]) -> None:
@@ -48,14 +50,15 @@ def main(arguments: list[str]) -> None:
     usage = "name the folder of a run first: python tools/export.py RUN_DIR"
     run, _, options = take_names(HELP, arguments, usage)
     with loading():
-        from segdeconv.export import FORMATS, export_encoder, export_network
+        from segdeconv.export import FORMATS, export_encoder, export_network, export_pretrained
         from segdeconv.training.cli import ConfigParser
         from segdeconv.training.evaluation import checkpoint_path, load_network
         from segdeconv.training.prediction import choose_label_set
+        from segdeconv.training.publishing import about_run
 
     parser = ConfigParser()
     add = parser.add_argument
-    add("--what", type=str, default="network", help="network, encoder")
+    add("--what", type=str, default="network", help="network, encoder, pretrained")
     add("--out", type=str | None, help="new folder for the files")
     add("--overwrite", action="store_true", help="replace an earlier export")
     add("--checkpoint", type=str, default="best", help="best, last, or a file")
@@ -67,11 +70,14 @@ def main(arguments: list[str]) -> None:
     folder, config = parser.open_run(run, options)
     check_options(config)
     built = parser.instantiate(config)
-    label_set = choose_label_set(config.data, None)
+    label_set = choose_label_set(config.data, None, folder)
     model = load_network(built.model, label_set, checkpoint_path(folder, config.checkpoint))
     out = Path(config.out or folder / config.what)
     normalization = (config.data.mean, config.data.std)
-    if config.what == "encoder":
+    if config.what == "pretrained":
+        model.about = about_run(config, folder, label_set)
+        checks = [export_pretrained(model, out, overwrite=config.overwrite)]
+    elif config.what == "encoder":
         checks = [
             export_encoder(
                 model,
@@ -103,10 +109,11 @@ def check_options(config: Any) -> None:
         raise UsageError(f"--what {config.what}: expected one of {', '.join(KINDS)}")
     of_network = {"argmax": config.argmax, "normalize": config.normalize, "size": config.size}
     given = [name for name, value in of_network.items() if value]
-    if config.what == "encoder" and given:
-        raise UsageError(f"--{given[0]} is for --what network; an encoder has weights only")
-    if config.what == "network" and config.unfolded:
-        raise UsageError("--unfolded is for --what encoder; the run's own weights are unfolded")
+    if config.what != "network" and given:
+        raise UsageError(f"--{given[0]} is for --what network; the others have weights only")
+    if config.what != "encoder" and config.unfolded:
+        other = "--what pretrained writes the whole network unfolded"
+        raise UsageError(f"--unfolded is for --what encoder; {other}")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,8 @@ _RESERVED = {  # keyword of smp -> what to say instead
     "classes": "it is called num_classes",
     "activation": "the model returns logits",
     "aux_params": "smp means an image classifier; an auxiliary segmentation head is aux_head=True",
+    # timm's: it unpickles what the file holds, code included
+    "checkpoint_path": "give a local file as weights=",
 }
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from segdeconv.models.architectures import take_channels
 from segdeconv.models.checks import check_counts, check_images
 from segdeconv.models.create import finish
+from segdeconv.models.pretrained import About, Pretrained
 from segdeconv.models.small_networks import CLASSIFIERS, take_small_input
 from segdeconv.models.weights import Fit, State, WeightsReport, best_fit
 from segdeconv.operators import OPERATORS
@@ -35,7 +36,7 @@ SMALL, LARGE = 32, 224  # height and width of the images that the networks were 
 _OTHERS = "use another network, such as resnet50 or tu-regnety_004"
 
 
-class ClassificationModel(nn.Module):
+class ClassificationModel(nn.Module, Pretrained):
     """An image classifier: (N, in_channels, H, W) -> logits (N, num_classes).
 
     Attributes:
@@ -43,8 +44,10 @@ class ClassificationModel(nn.Module):
         config: Arguments of `create_classifier` that build this model again; JSON-able.
         surgery_report: What the operator did.
         weights_report: What was loaded, or None.
+        about: What `save_pretrained` is to say of the training.
     """
 
+    task = "classification"
     surgery_report: SurgeryReport
     weights_report: WeightsReport | None = None
 
@@ -52,6 +55,7 @@ class ClassificationModel(nn.Module):
         super().__init__()
         self.network = network
         self.config = config
+        self.about = About()
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, num_classes).

@@ -10,6 +10,7 @@ from torchvision.models.segmentation import LRASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
 from segdeconv.models.checks import check_images
+from segdeconv.models.pretrained import About, Pretrained
 from segdeconv.models.weights import WeightsReport
 from segdeconv.surgery import SurgeryReport
 
@@ -21,7 +22,7 @@ class SegmentationOutput(NamedTuple):
     aux: Tensor
 
 
-class SegmentationModel(nn.Module):
+class SegmentationModel(nn.Module, Pretrained):
     """A segmentation network that takes images of any size.
 
     (N, in_channels, H, W) -> logits (N, num_classes, H, W).  In training, with an auxiliary head,
@@ -41,8 +42,10 @@ class SegmentationModel(nn.Module):
         config: Arguments of `segdeconv.models.create_model` that build this model again; JSON-able.
         surgery_report: What the operator did.
         weights_report: What was loaded, or None.
+        about: What `save_pretrained` is to say of the training.
     """
 
+    task = "segmentation"
     surgery_report: SurgeryReport
     weights_report: WeightsReport | None = None
 
@@ -58,6 +61,7 @@ class SegmentationModel(nn.Module):
         self.network = network
         self.aux_head = aux_head
         self.config = config
+        self.about = About()
         self.divisor = divisor
         self.min_size = min_size
         self._encoder_frozen = False

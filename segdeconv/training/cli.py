@@ -20,6 +20,7 @@ from segdeconv.training.command_line import given_keys, with_bases
 from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.mistakes import UsageError
 from segdeconv.training.optimization import OptimizerOptions, ScheduleOptions
+from segdeconv.training.publishing import run_arguments
 from segdeconv.training.ranges import check_ranges
 from segdeconv.training.run_folder import find_run
 from segdeconv.training.task import LossOptions, NetworkOptions
@@ -122,7 +123,7 @@ class ConfigParser:
         Raises:
             UsageError: If a key, a value or a file is wrong.
         """
-        return self.read(["--config", str(folder / "config.yaml"), *changes])
+        return self.read([*run_arguments(folder), *changes])
 
     def open_run(self, run: str, changes: Sequence[str]) -> tuple[Path, Namespace]:
         """The folder of the run that is called ``run``, and its configuration with the changes.

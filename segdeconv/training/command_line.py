@@ -68,12 +68,12 @@ def take_names(
 
 
 def check_run(folder: Path) -> None:
-    """Look whether this is the folder of a run.
+    """Look whether this is the folder of a run, or one of `save_pretrained`, which stands in for it.
 
     Raises:
         ValueError: If it is not.
     """
-    if not (folder / "config.yaml").is_file():
+    if not any((folder / name).is_file() for name in ("config.yaml", "config.json")):
         raise ValueError(f"{folder} is not the folder of a run: it has no config.yaml")
 
 

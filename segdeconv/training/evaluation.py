@@ -12,6 +12,7 @@ from tqdm import tqdm
 from segdeconv.data.labels import LabelSet
 from segdeconv.inference import evaluate
 from segdeconv.models import SegmentationModel
+from segdeconv.models.pretrained import WEIGHTS, is_pretrained
 from segdeconv.training.cli import ConfigParser
 from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.prediction_options import prediction_of, short_name
@@ -100,7 +101,7 @@ def load_network(options: NetworkOptions, label_set: LabelSet, path: Path) -> Se
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:
     """File that "best", "last" or a path stands for."""
     if checkpoint == "best":
-        return folder / "weights.safetensors"
+        return folder / (WEIGHTS if is_pretrained(folder) else "weights.safetensors")
     return folder / "checkpoints" / "last.ckpt" if checkpoint == "last" else Path(checkpoint)
 
 

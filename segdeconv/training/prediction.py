@@ -16,10 +16,12 @@ from segdeconv.data.labels import CAMVID, CITYSCAPES, LabelSet, load_label_set
 from segdeconv.data.media import Source, Video, find_sources, video_writer
 from segdeconv.data.readers import ImageArray, LabelArray, read_image
 from segdeconv.inference import Model, OnnxModel, Prediction, predict
+from segdeconv.models.pretrained import is_pretrained
 from segdeconv.pictures import colour_mask, encode, overlay, side_by_side
 from segdeconv.training.cli import ConfigParser
 from segdeconv.training.evaluation import checkpoint_path, load_network, pick_device
 from segdeconv.training.prediction_options import prediction_of
+from segdeconv.training.publishing import labels_of
 from segdeconv.training.run_folder import write_whole
 
 Read = TypeVar("Read")
@@ -52,7 +54,8 @@ def predict_run(
             raise ValueError(f"--write {kind}: expected some of {', '.join(ENDINGS)}")
     out = Path(config.out)
     sources = find_sources(inputs, without=[out / kind for kind in ENDINGS])
-    writer = Writer(out, config.write, choose_label_set(config.data, config.palette), config.frames)
+    label_set = choose_label_set(config.data, config.palette, folder)
+    writer = Writer(out, config.write, label_set, config.frames)
     if not config.overwrite:
         writer.check_new(sources)
     predictor = make_predictor(parser, config, folder, writer.label_set)
@@ -71,17 +74,19 @@ class UnreadableError(ValueError):
     """An image or video that cannot be read, or not to its end."""
 
 
-def choose_label_set(data: Namespace, palette: str | None) -> LabelSet:
+def choose_label_set(data: Namespace, palette: str | None, folder: Path) -> LabelSet:
     """Classes, colours and ids: the palette's, or the run's own, without a look at its data.
 
     Args:
         data: The run's group ``data``.
         palette: "cityscapes", "camvid", a classes file, or None.
+        folder: The run's folder, or one of `save_pretrained`.
 
     Raises:
         ValueError: If the palette is of another number of classes than the run.
     """
-    own = LABEL_SETS.get(data.dataset)
+    published = is_pretrained(folder)
+    own = labels_of(folder) if published else LABEL_SETS.get(data.dataset)
     if palette is not None:
         chosen = PALETTES.get(palette) or load_label_set(palette)
         if own is not None and own.num_classes != chosen.num_classes:
@@ -92,6 +97,8 @@ def choose_label_set(data: Namespace, palette: str | None) -> LabelSet:
         return chosen
     if own is not None:
         return own
+    if published:
+        raise ValueError(f"{folder} does not name its classes; give --palette FILE")
     path = classes_file(data.root, (data.options or {}).get("classes"))
     if not path.is_file():
         raise ValueError(

@@ -179,6 +179,8 @@ def create_run_folder(output_dir: Path, name: str) -> Path:
 def find_run(output_dir: Path, run: str) -> Path:
     """Folder of an earlier run: a path, or "last" for the newest in ``output_dir`` to go on with.
 
+    A folder of `save_pretrained` stands in for a run.
+
     Raises:
         ValueError: If it is no run folder.
     """

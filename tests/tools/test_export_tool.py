@@ -62,6 +62,62 @@ def test_prediction_reads_what_was_exported(tool, trained, tiny_camvid):
         assert same.mean() > 0.999
 
 
+def test_a_published_model_stands_in_for_its_run(tool, trained, tiny_camvid, expect):
+    code, out, err = tool("export", "runs/run", "--what", "pretrained", "--out", "mine")
+    assert code == 0, err
+    assert "model.safetensors: differs by 0.0e+00" in out
+    best = json.loads(Path("runs/run/metrics.json").read_text())["best"]
+    card = Path("mine/README.md").read_text()
+    assert f"| mean IoU | {100 * best['miou']:.2f} |" in card
+    assert f"| Sky | {100 * best['class_iou']['Sky']:.2f} |" in card
+    assert "lr 0.05" in card and "Trained on camvid" in card
+    assert str(tiny_camvid) not in card + Path("mine/config.json").read_text()
+    photos = tiny_camvid / "val" / "images"
+    for run in ("runs/run", "mine"):
+        options = ("--write", "ids", "colour", "--out", f"seen/{run}")
+        code, _, err = tool("predict", run, photos, *options)
+        assert code == 0, err
+        code, _, err = tool("eval", run, "--data.root", tiny_camvid, "--json", f"seen/{run}.json")
+        assert code == 0, err
+    for name in ("ids/00.png", "colour/03.png"):
+        assert np.array_equal(read(f"seen/runs/run/{name}"), read(f"seen/mine/{name}"))
+    scores = [json.loads(Path(f"seen/{run}.json").read_text()) for run in ("runs/run", "mine")]
+    assert scores[0]["confusion"] == scores[1]["confusion"]
+    code, out, err = tool("export", "mine", "--what", "pretrained", "--out", "again")
+    assert code == 0, err
+    assert Path("again/README.md").read_text() == card
+    assert tool("export", "mine", "--formats", "safetensors", "--out", "net")[0] == 0
+    expect(tool("train", "--resume", "mine"), 1, "no checkpoint mine/checkpoints/last.ckpt")
+
+
+def test_a_published_model_starts_a_run(tool, trained, config_file):
+    assert tool("export", "last", "--what", "pretrained", "--out", "mine")[0] == 0
+    start = ("train", "--config", config_file, "--model.weights", "mine", "--name", "second")
+    code, out, err = tool(*start, "--optimizer.lr", "1e-9", "--trainer.max_steps", "1")
+    assert code == 0, err
+    assert re.search(r"weights: mine: \d+ tensors into the model", out)
+    first, second = (load_file(f"runs/{name}/weights.safetensors") for name in ("run", "second"))
+    kernels = [key for key in first if key.endswith(".weight")]
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in kernels)
+
+
+def test_a_folder_that_cannot_stand_in_for_a_run_is_one_sentence(tool, trained, tiny_camvid):
+    assert tool("export", "last", "--what", "pretrained", "--out", "mine")[0] == 0
+    config = Path("mine/config.json")
+    whole = json.loads(config.read_text())
+    about = whole["about"]
+    for change, words in {
+        "task": ({"task": "classification"}, "holds an image classifier"),
+        "none": ({"about": {**about, "classes": []}}, "does not name its classes"),
+        "few": ({"about": {**about, "classes": about["classes"][:3]}}, "3 classes of a network"),
+        "bare": ({"about": {**about, "classes": [{"name": "a"}]}}, "without name or colour"),
+        "key": ({"about": {**about, "planet": 1}}, "unknown key 'planet'"),
+    }.values():
+        config.write_text(json.dumps({**whole, **change}))
+        code, _, err = tool("predict", "mine", tiny_camvid / "val" / "images")
+        assert code in (1, 2) and words in err and err.count("\n") == 1, err
+
+
 def test_help_has_examples(tool, capsys):
     for arguments in ([], ["--help"]):
         with pytest.raises(SystemExit):
