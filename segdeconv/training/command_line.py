@@ -68,7 +68,7 @@ def take_names(
 
 
 def check_run(folder: Path) -> None:
-    """Look whether this is the folder of a run, or one of `save_pretrained`, which stands in for it.
+    """Look whether this is the folder of a run, or one of `save_pretrained` in place of one.
 
     Raises:
         ValueError: If it is not.

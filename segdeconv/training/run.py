@@ -71,6 +71,11 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
         RunStopped: If the user stopped the run; its state is saved.
     """
     hush()
+    if earlier and not (earlier / "config.yaml").is_file():
+        raise ValueError(
+            f"{earlier} holds a model and no run to go on with; start one from its weights with "
+            f"--model.weights {earlier}"
+        )
     if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
         raise ValueError("nothing says how long to train; give trainer.max_epochs or max_steps")
     last = earlier / "checkpoints" / "last.ckpt" if earlier else None

@@ -87,7 +87,7 @@ def test_a_published_model_stands_in_for_its_run(tool, trained, tiny_camvid, exp
     assert code == 0, err
     assert Path("again/README.md").read_text() == card
     assert tool("export", "mine", "--formats", "safetensors", "--out", "net")[0] == 0
-    expect(tool("train", "--resume", "mine"), 1, "no checkpoint mine/checkpoints/last.ckpt")
+    expect(tool("train", "--resume", "mine"), 1, "no run to go on with", "--model.weights mine")
 
 
 def test_a_published_model_starts_a_run(tool, trained, config_file):
