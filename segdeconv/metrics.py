@@ -1,4 +1,4 @@
-"""Segmentation scores that mean the same as the official Cityscapes figures.
+"""Scores of segmentation, which mean the same as the official Cityscapes figures.
 
 Everything is a function of ONE confusion matrix over the whole set, which `torchmetrics`'
 ``MulticlassConfusionMatrix(num_classes, ignore_index=255)`` counts and sums over processes. A mean
@@ -13,11 +13,39 @@ Shapes: C classes, rows are truth, columns are prediction.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Scores(Protocol):
+    """What a validation yields, whatever the task.
+
+    Attributes:
+        FIGURES: Attribute -> its name for readers.  All are recorded; the first is the main figure,
+            by which the best weights are chosen.
+        SHOWN: Those that a line of progress shows, the main figure first.
+        CLASS_FIGURE: Key of the scores of each class in `to_dict`, and the name of their columns.
+    """
+
+    FIGURES: ClassVar[Mapping[str, str]]
+    SHOWN: ClassVar[Sequence[str]]
+    CLASS_FIGURE: ClassVar[tuple[str, str]]
+
+    def to_dict(self, class_names: Sequence[str]) -> dict[str, object]:
+        """Everything as JSON types."""
+
+    def table(self, class_names: Sequence[str]) -> str:
+        """A text table in percent."""
+
+
+def main_figure(scores: Scores) -> str:
+    """Name of the attribute by which the best weights are chosen."""
+    return next(iter(scores.FIGURES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +62,12 @@ class SegmentationScores:
         mean_category_iou: Mean of `category_iou` over the categories that have one.
         confusion: The counts behind all this, (C, C) int64.
     """
+
+    FIGURES: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"miou": "mIoU", "mean_accuracy": "mean accuracy", "pixel_accuracy": "pixel accuracy"}
+    )
+    SHOWN: ClassVar[Sequence[str]] = ("miou", "pixel_accuracy")
+    CLASS_FIGURE: ClassVar[tuple[str, str]] = ("class_iou", "iou")
 
     class_iou: Tensor
     class_accuracy: Tensor

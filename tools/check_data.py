@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     check_ranges("", numbers, show="0 or more", limit="1 or more", workers="0 or more")
     data = parser.instantiate(config).data
     report = check_splits(
-        lambda split, unpaired: data.open(split, None, unpaired),
+        lambda split, unpaired: data.open(split, None, unpaired=unpaired),
         list(dict.fromkeys(config.splits or data.splits.values())),
         config.workers,
         config.limit,

@@ -2,7 +2,7 @@
 
 import sys
 
-from segdeconv.training.command_line import show_help, with_bases
+from segdeconv.training.command_line import last_given, show_help, with_bases
 from segdeconv.training.mistakes import UsageError, loading, run_tool
 
 HELP = """\
@@ -46,7 +46,7 @@ NO_CONFIG = "give a config: python tools/train.py --config configs/quickstart.ya
 def main(arguments: list[str]) -> None:
     """Parse, train."""
     show_help(HELP, arguments)
-    list(with_bases(arguments))  # can all configs be read?
+    resume, _ = last_given(list(with_bases(arguments)), "resume", None)
     if not arguments:
         raise UsageError(NO_CONFIG)
     with loading():
@@ -55,11 +55,13 @@ def main(arguments: list[str]) -> None:
 
     parser = ConfigParser()
     parser.add_argument("--resume", type=str | None, help="folder of a run to go on with, or last")
-    config, earlier = parser.read(arguments), None
-    if config.resume:
-        earlier, config = parser.open_run(config.resume, arguments)
-    elif not config.config:
-        raise UsageError(NO_CONFIG)
+    earlier = None
+    if resume:
+        earlier, config = parser.open_run(resume, arguments)
+    else:
+        config = parser.read(arguments)
+        if not config.config:
+            raise UsageError(NO_CONFIG)
     del config["resume"]
     folder = train(parser, config, earlier)
     print(f"done; evaluate with: python tools/eval.py {folder}")

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from segdeconv.training.task import SegmentationTask
+from segdeconv.training.base_task import Task
 
 
 class AveragedWeights(Callback):
@@ -29,7 +29,7 @@ class AveragedWeights(Callback):
         self.average: dict[str, Tensor] = {}
         self._seen_step = 0
 
-    def on_fit_start(self, trainer: Trainer, task: SegmentationTask) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, task: Task) -> None:  # type: ignore[override]
         """Begin with the network's weights, where no checkpoint gave an average."""
         live = task.network.state_dict()
         self.average = {
@@ -38,7 +38,7 @@ class AveragedWeights(Callback):
         }
         self._seen_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, task: SegmentationTask, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, task: Task, *_: Any) -> None:  # type: ignore[override]
         """Average after each optimiser step."""
         if trainer.global_step == self._seen_step:
             return
@@ -52,16 +52,16 @@ class AveragedWeights(Callback):
         for name in live.keys() - set(floats):
             self.average[name].copy_(live[name])
 
-    def on_validation_start(self, trainer: Trainer, task: SegmentationTask) -> None:  # type: ignore[override]
+    def on_validation_start(self, trainer: Trainer, task: Task) -> None:  # type: ignore[override]
         """Put the average into the network."""
         self._swap(task)
 
-    def on_validation_end(self, trainer: Trainer, task: SegmentationTask) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, task: Task) -> None:  # type: ignore[override]
         """Put the network's own weights back."""
         self._swap(task)
 
     @torch.no_grad()
-    def _swap(self, task: SegmentationTask) -> None:
+    def _swap(self, task: Task) -> None:
         for name, value in task.network.state_dict().items():
             mine = self.average[name].clone()
             self.average[name].copy_(value)
@@ -76,7 +76,7 @@ class AveragedWeights(Callback):
         self.average = checkpoint.get("averaged_weights", {})
 
 
-def weights_of(trainer: Trainer, task: SegmentationTask) -> dict[str, Tensor]:
+def weights_of(trainer: Trainer, task: Task) -> dict[str, Tensor]:
     """The weights to keep: the averaged ones if there are, else the network's."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, AveragedWeights):

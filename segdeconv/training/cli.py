@@ -1,7 +1,8 @@
 """From a command line and YAML files to a typed configuration.
 
 The constructors are the schema: a key of a config is an argument of the dataclass or class that
-stands for its group, with its type and its docstring. A config may name others in ``base`` (paths
+stands for its group, with its type and its docstring. The groups model, data and loss are those of
+the config's `task` (see `segdeconv.training.tasks`). A config may name others in ``base`` (paths
 relative to itself); they are read before it, several ``--config`` in their order, and what is on
 the command line comes last.
 """
@@ -16,14 +17,13 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
-from segdeconv.training.command_line import given_keys, with_bases
-from segdeconv.training.data_module import SegmentationData
+from segdeconv.training.command_line import given_keys, last_given, with_bases
 from segdeconv.training.mistakes import UsageError
 from segdeconv.training.optimization import OptimizerOptions, ScheduleOptions
 from segdeconv.training.publishing import run_arguments
 from segdeconv.training.ranges import check_ranges
 from segdeconv.training.run_folder import find_run
-from segdeconv.training.task import LossOptions, NetworkOptions
+from segdeconv.training.tasks import TASKS
 
 TRAINER_KEYS = {  # of Lightning's Trainer, with the range of those that are numbers
     "accelerator": None,
@@ -54,46 +54,32 @@ OUTER_KEYS = {
     "ema_decay": "0 to 1",
 }
 OTHER_KEYS = {"config", "print_config"}
+DEFAULT_TASK = "segmentation"  # of the runs that were made before there were others
 
 
 class ConfigParser:
     """The parser of a run's configuration; ``--help-all`` prints every key."""
 
     def __init__(self) -> None:
-        # not a subclass: jsonargparse makes parsers of the same type for values that are objects
-        self.parser = ArgumentParser(exit_on_error=False, add_help=False)
-        self.add_argument = self.parser.add_argument
-        self.instantiate = self.parser.instantiate
-        self.add_argument("--config", action="config", help="YAML file; may be given several times")
-        self.add_argument("--base", type=str | list[str] | None, help="configs to read before this")
-        self.add_argument("--name", type=str | None, help="name of the run's folder")
-        self.add_argument("--output_dir", type=str, default="runs", help="folder of all runs")
-        self.add_argument("--seed", type=int, default=0, help="of weights, order, augmentations")
-        self.add_argument(
-            "--threads",
-            type=int | None,
-            help="processor threads that calculate; null: torch's choice, which is every core",
-        )
-        self.add_argument("--check_data", type=bool, default=True, help="look at files first")
-        self.add_argument(
-            "--ema_decay",
-            type=float | None,
-            help="decay per step of averaged weights, such as 0.999; null: no average is kept",
-        )
-        self.add_argument(
-            "--save_every_n_steps",
-            type=int,
-            default=0,
-            help="also save last.ckpt each so many optimiser steps; 0: after validations only",
-        )
-        self.parser.add_class_arguments(NetworkOptions, "model")
-        self.parser.add_class_arguments(SegmentationData, "data")
-        self.parser.link_arguments("seed", "data.seed")
-        self.parser.add_class_arguments(LossOptions, "loss")
-        self.parser.add_class_arguments(OptimizerOptions, "optimizer")
-        self.parser.add_class_arguments(ScheduleOptions, "schedule")
-        skip = set(signature(Trainer).parameters) - TRAINER_KEYS.keys()
-        self.parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
+        self._parsers: dict[str, ArgumentParser] = {}
+        self._more: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def add_argument(self, *names: Any, **options: Any) -> None:
+        """Add a key of one tool, as jsonargparse's `add_argument` does."""
+        self._more.append((names, options))
+        self._parsers.clear()
+
+    def of(self, task: str) -> ArgumentParser:
+        """The parser with the groups of a task."""
+        if task not in self._parsers:
+            self._parsers[task] = make_parser(task)
+            for names, options in self._more:
+                self._parsers[task].add_argument(*names, **options)
+        return self._parsers[task]
+
+    def instantiate(self, config: Namespace) -> Namespace:
+        """The configuration with the objects that its groups describe."""
+        return self.of(config.task).instantiate(config)  # type: ignore[no-any-return]
 
     def read(self, arguments: Sequence[str]) -> Namespace:
         """The configuration that the arguments describe.
@@ -101,13 +87,14 @@ class ConfigParser:
         Raises:
             UsageError: If a key, a value or a file is wrong.
         """
-        if "--help-all" in arguments:
-            self.parser.print_help()
-            raise SystemExit(0)
         arguments = list(with_bases(arguments))
-        self._check_keys(arguments)
+        task = _task_of(arguments)
+        if "--help-all" in arguments:
+            self.of(task).print_help()
+            raise SystemExit(0)
+        self._check_keys(arguments, task)
         try:
-            config = self.parser.parse_args(arguments)
+            config = self.of(task).parse_args(arguments)
         except ArgumentError as error:
             raise UsageError(_one_sentence(error.message)) from error
         for group, keys in (("", OUTER_KEYS), ("trainer", TRAINER_KEYS)):
@@ -131,16 +118,23 @@ class ConfigParser:
         Raises:
             ValueError: If there is no such run, or a key, a value or a file is wrong.
         """
-        folder = find_run(Path(self.read(changes).output_dir), run)
+        if "--help-all" in changes:
+            self.read(changes)
+        # not by reading the changes: they may be of keys that only the run's own task has
+        output_dir, _ = last_given(list(with_bases(changes)), "output_dir", "runs")
+        folder = find_run(Path(str(output_dir)), run)
         return folder, self.read_run(folder, changes)
 
     def write(self, config: Namespace) -> str:
         """The whole configuration as YAML, to be read again."""
-        return str(self.parser.dump(config, skip_unset=False, skip_validation=True))
+        return str(self.of(config.task).dump(config, skip_unset=False, skip_validation=True))
 
-    def _check_keys(self, arguments: Sequence[str]) -> None:
+    def _keys(self, task: str) -> list[str]:
+        return [key for key in self.of(task).get_defaults().keys() if key != "config"]
+
+    def _check_keys(self, arguments: Sequence[str], task: str) -> None:
         """Refuse a key that does not exist, naming the nearest one that does."""
-        known = [key for key in self.parser.get_defaults().keys() if key != "config"]
+        known = self._keys(task)
         for key, value, source in given_keys(arguments):
             is_group = any(name.startswith(key + ".") for name in known)
             if is_group and not isinstance(value, Mapping):
@@ -149,13 +143,80 @@ class ConfigParser:
                     f"{source}: {key} is a group of keys and holds {what}; give keys below it, "
                     "or take it out"
                 )
-            parts = key.replace("-", "_").split(".")
-            starts = [".".join(parts[: end + 1]) for end in range(len(parts))]
-            if is_group or any(start in known for start in starts) or key in OTHER_KEYS:
-                continue
-            near = get_close_matches(key, known, n=1, cutoff=0.5) or _same_leaf(key, known)
-            hint = f"; did you mean {near[0]}?" if near else "; --help-all lists all keys"
-            raise UsageError(f"{source}: unknown key {key}{hint}")
+            if not (is_group or _is_key(key, known)):
+                raise UsageError(f"{source}: unknown key {key}; {self._hint(key, task)}")
+
+    def _hint(self, key: str, task: str) -> str:
+        """What a user may have meant by a key that the task does not have."""
+        for other in TASKS:
+            if other != task and _is_key(key, self._keys(other)):
+                return f"it is one of task {other}, and this is task {task}"
+        known = self._keys(task)
+        near = get_close_matches(key, known, n=1, cutoff=0.5) or _same_leaf(key, known)
+        return f"did you mean {near[0]}?" if near else "--help-all lists all keys"
+
+
+def make_parser(task: str) -> ArgumentParser:
+    """The parser of a run's configuration.
+
+    Args:
+        task: Row of `segdeconv.training.tasks.TASKS`, which gives the groups model, data and loss.
+    """
+    kind = TASKS[task]
+    # not a subclass: jsonargparse makes parsers of the same type for values that are objects
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    add = parser.add_argument
+    add("--config", action="config", help="YAML file; may be given several times")
+    add("--base", type=str | list[str] | None, help="configs to read before this")
+    add("--task", type=str, default=DEFAULT_TASK, help=", ".join(TASKS))
+    add("--name", type=str | None, help="name of the run's folder")
+    add("--output_dir", type=str, default="runs", help="folder of all runs")
+    add("--seed", type=int, default=0, help="of weights, order, augmentations")
+    add(
+        "--threads",
+        type=int | None,
+        help="processor threads that calculate; null: torch's choice, which is every core",
+    )
+    add("--check_data", type=bool, default=True, help="look at files first")
+    add(
+        "--ema_decay",
+        type=float | None,
+        help="decay per step of averaged weights, such as 0.999; null: no average is kept",
+    )
+    add(
+        "--save_every_n_steps",
+        type=int,
+        default=0,
+        help="also save last.ckpt each so many optimiser steps; 0: after validations only",
+    )
+    parser.add_class_arguments(kind.model, "model")
+    parser.add_class_arguments(kind.data, "data")
+    parser.link_arguments("seed", "data.seed")
+    parser.add_class_arguments(kind.loss, "loss")
+    parser.add_class_arguments(OptimizerOptions, "optimizer")
+    parser.add_class_arguments(ScheduleOptions, "schedule")
+    skip = set(signature(Trainer).parameters) - TRAINER_KEYS.keys()
+    parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
+    return parser
+
+
+def _is_key(key: str, known: Sequence[str]) -> bool:
+    """Whether a key, or one that it lies below, is known."""
+    parts = key.replace("-", "_").split(".")
+    starts = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    return key in OTHER_KEYS or any(start in known for start in starts)
+
+
+def _task_of(arguments: Sequence[str]) -> str:
+    """The task that the arguments and the configs among them give.
+
+    Raises:
+        UsageError: If there is no such task.
+    """
+    task, source = last_given(arguments, "task", DEFAULT_TASK)
+    if task not in TASKS:
+        raise UsageError(f"{source}: task is {task!r}; expected one of {', '.join(TASKS)}")
+    return str(task)
 
 
 def _same_leaf(key: str, known: Sequence[str]) -> list[str]:

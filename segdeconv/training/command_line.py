@@ -154,6 +154,25 @@ def given_keys(arguments: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
         previous = argument
 
 
+def last_given(arguments: Sequence[str], key: str, default: Any) -> tuple[Any, str]:
+    """The value that counts of a key outside of all groups, and where it stands.
+
+    Args:
+        arguments: With the bases of all configs.
+        key: Its name.
+        default: What it is where nothing gives it.
+    """
+    value, source, previous = default, "", ""
+    for argument in arguments:
+        if previous == "--config":
+            content = _load(Path(argument))
+            value, source = (content[key], argument) if key in content else (value, source)
+        elif previous == f"--{key}" or argument.startswith(f"--{key}="):
+            value, source = argument.removeprefix(f"--{key}="), "command line"
+        previous = argument
+    return value, source
+
+
 def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
         name = f"{prefix}{key}"

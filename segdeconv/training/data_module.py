@@ -1,19 +1,16 @@
-"""The data of a run: which set, how it is augmented, how it is loaded."""
+"""The data of a run that segments: which set, how it is augmented, how it is loaded."""
 
-import inspect
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import cv2
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from segdeconv.data import DATASETS
+from segdeconv.data.check import quick_check
 from segdeconv.data.labels import LabelSet
-from segdeconv.data.pairs import Unpaired
 from segdeconv.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -24,13 +21,8 @@ from segdeconv.data.transforms import (
     released_transform,
     train_transform,
 )
-from segdeconv.registry import suggest
-from segdeconv.training.loading import (
-    EvalSampler,
-    TrainSampler,
-    default_workers,
-    make_loader,
-)
+from segdeconv.training.base_data import RunData
+from segdeconv.training.loading import EvalSampler, SeededSamples, TrainSampler, make_loader
 from segdeconv.training.processes import rank_and_world_size
 from segdeconv.training.ranges import check_ranges
 
@@ -64,7 +56,7 @@ class Resized:
         return sample if self.masks else {**sample, "mask": torch.from_numpy(mask).long()}
 
 
-class SegmentationData(LightningDataModule):
+class SegmentationData(RunData):
     """The data: which set, how it is augmented, how it is loaded.
 
     Args:
@@ -94,6 +86,8 @@ class SegmentationData(LightningDataModule):
         seed: Seed of order and augmentations (in a config: the key `seed`).
     """
 
+    sets = DATASETS
+
     def __init__(
         self,
         dataset: str = "synthetic",
@@ -117,7 +111,6 @@ class SegmentationData(LightningDataModule):
         train_transforms: list[Transform] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         check_ranges(
             "data",
             locals(),
@@ -138,12 +131,18 @@ class SegmentationData(LightningDataModule):
                 "data.shorter_side is for training on crops, and data.crop_size is null; give "
                 "--data.crop_size '[480, 480]', or leave data.shorter_side out"
             )
-        self.dataset, self.root, self.options = dataset, root, options or {}
-        self.splits = {"train": train_split, "val": val_split}
-        self.batch_size, self.val_batch_size, self.seed = batch_size, val_batch_size, seed
-        self.num_workers = default_workers() if num_workers is None else num_workers
+        super().__init__(
+            dataset,
+            root,
+            options,
+            train_split,
+            val_split,
+            batch_size,
+            val_batch_size,
+            num_workers,
+            seed,
+        )
         self._resize, self.val_resize = resize, val_resize or resize
-        self._batches_done, self._steps_before = 0, 0
         self._normalise = {"mean": mean, "std": std}
         self._augment: dict[str, Any] = {"crop_size": crop_size, "flip": flip, **self._normalise}
         self._scale: dict[str, Any] = {
@@ -154,89 +153,18 @@ class SegmentationData(LightningDataModule):
         self._shorter_side = shorter_side
         self._train_transforms = train_transforms
 
-    @cached_property
-    def train_set(self) -> Any:
-        """The training split, augmented."""
-        return self.open(self.splits["train"], self._train_transform())
-
-    @cached_property
-    def val_set(self) -> Any:
-        """The validation split, its labels at their original size."""
-        return self.open(self.splits["val"], self.eval_transform())
-
     @property
     def label_set(self) -> LabelSet:
         """Classes of the data set."""
         return self.val_set.label_set  # type: ignore[no-any-return]
-
-    def open(self, split: str, transform: Any, unpaired: list[Unpaired] | None = None) -> Any:
-        """One split of the data set.
-
-        Args:
-            split: Its name.
-            transform: What is done with a sample.
-            unpaired: Gets the files without counterpart, in place of an error.
-
-        Raises:
-            ValueError: If the data set does not exist, or does not know an option.
-        """
-        kind = DATASETS[self.dataset]
-        arguments = {**self.options, **({} if self.root is None else {"root": self.root})}
-        parameters = inspect.signature(kind).parameters
-        known = [name for name in parameters if name not in ("transform", "split", "unpaired")]
-        for name in arguments:
-            if name not in known:
-                key = "data.root" if name == "root" else f"data.options.{name}"
-                rest = suggest(name, known, f"it takes {', '.join(known)}")
-                raise ValueError(f"{key}: data set {self.dataset!r} has no such option; {rest}")
-        needs_root = "root" in known and parameters["root"].default is inspect.Parameter.empty
-        if needs_root and "root" not in arguments:
-            raise ValueError(f"data set {self.dataset!r} needs its folder; give --data.root FOLDER")
-        if "unpaired" in parameters:  # drawn scenes have no files
-            arguments["unpaired"] = unpaired
-        return kind(split=split, transform=transform, **arguments)
 
     def eval_transform(self) -> Any:
         """What validation does with an image; labels keep their size."""
         transform = eval_transform(**self._normalise)
         return Resized(self.val_resize, transform, masks=False) if self.val_resize else transform
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Shuffled, augmented batches of one size."""
-        processes = rank_and_world_size()
-        sampler = TrainSampler(len(self.train_set), self.batch_size, self.seed, *processes)
-        if self._steps_before not in (0, sampler.steps):
-            raise ValueError(
-                f"an epoch of this run has {self._steps_before} steps, and would now have "
-                f"{sampler.steps}; go on with the same number of images and processes"
-            )
-        self._steps = sampler.steps
-        epoch, step = divmod(self._batches_done, sampler.steps)
-        sampler.start_at(epoch, step)
-        return make_loader(
-            self.train_set, sampler, self.batch_size, self.num_workers, keep_workers=True
-        )
-
-    def val_dataloader(self, count: int | None = None) -> DataLoader[dict[str, Any]]:
-        """Validation images in order (the first ``count``; None: all), each in one process only."""
-        count = len(self.val_set) if count is None else count
-        sampler = EvalSampler(count, *rank_and_world_size())
-        return make_loader(
-            self.val_set, sampler, self.val_batch_size, self.num_workers, keep_workers=False
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Batches that training has taken so far, for a resume in mid-epoch."""
-        assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        return {"batches_done": done, "steps_per_epoch": self._steps}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Start the loader behind those batches."""
-        self._batches_done = state_dict["batches_done"]
-        self._steps_before = state_dict["steps_per_epoch"]
-
-    def _train_transform(self) -> Any:
+    def train_transform(self) -> Any:
+        """Augmentation, as the arguments describe it."""
         if self._train_transforms is not None:
             transform = compose(self._train_transforms)
         elif self._shorter_side is not None:
@@ -244,3 +172,23 @@ class SegmentationData(LightningDataModule):
         else:
             transform = train_transform(**self._scale, **self._augment)
         return Resized(self._resize, transform, masks=True) if self._resize else transform
+
+    def train_loader(self, epoch: int, step: int) -> tuple[DataLoader[dict[str, Any]], int]:
+        """Shuffled, augmented batches of one size, and their number in an epoch."""
+        sampler = self.train_sampler(TrainSampler, epoch, step)
+        loader = make_loader(
+            SeededSamples(self.train_set), sampler, self.batch_size, self.num_workers, True
+        )
+        return loader, sampler.steps
+
+    def val_dataloader(self, count: int | None = None) -> DataLoader[dict[str, Any]]:
+        """Validation images in order (the first ``count``; None: all), each in one process only."""
+        count = len(self.val_set) if count is None else count
+        sampler = EvalSampler(count, *rank_and_world_size())
+        return make_loader(
+            SeededSamples(self.val_set), sampler, self.val_batch_size, self.num_workers, False
+        )
+
+    def problems(self, samples: Any) -> list[str]:
+        """What is wrong with some of the samples, read from their files."""
+        return quick_check(samples)

@@ -63,14 +63,32 @@ class TrainSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return self.steps * self.batch_size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch
-        generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
+    def order(self) -> list[int]:
+        """Indices of this process in this epoch, without those that are left out."""
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
-        mine = order[self.rank :: self.world_size][: len(self)]
-        first = self.skip[1] * self.batch_size if epoch == self.skip[0] else 0
-        for index in mine[first:]:
+        mine = order[self.rank :: self.world_size][: self.steps * self.batch_size]
+        first = self.skip[1] * self.batch_size if self.epoch == self.skip[0] else 0
+        return mine[first:]
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self.epoch
+        for index in self.order():
             yield index, mix_seeds(self.seed, epoch, index)
+
+
+class TrainBatches(TrainSampler):
+    """(indices, augmentation seed) of each step, for data sets that give whole batches."""
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, order = self.epoch, self.order()
+        for start in range(0, len(order), self.batch_size):
+            indices = order[start : start + self.batch_size]
+            # the first index is that of one step of one process in this epoch
+            yield indices, mix_seeds(self.seed, epoch, indices[0])
 
 
 class EvalSampler(Sampler[tuple[int, int]]):
@@ -82,8 +100,23 @@ class EvalSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter([(index, 0) for index in self.indices])
+
+
+class EvalBatches(EvalSampler):
+    """(indices, None) of each batch, for data sets that give whole batches; the last is smaller."""
+
+    def __init__(self, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(length, rank, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield list(self.indices[start : start + self.batch_size]), None
 
 
 class SeededSamples(Dataset[dict[str, Any]]):
@@ -101,7 +134,7 @@ class SeededSamples(Dataset[dict[str, Any]]):
         return self.dataset[index]  # type: ignore[no-any-return]
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def collate(samples: list[Any]) -> Any:
     """One batch of samples.
 
     Raises:
@@ -109,7 +142,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """
     first = samples[0]
     for sample in samples[1:]:
-        for part in ("image", "mask"):
+        for part in [part for part in ("image", "mask") if part in first]:
             one, other = (tuple(each[part].shape[-2:]) for each in (first, sample))
             if one != other:
                 raise ValueError(
@@ -117,33 +150,41 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
                     f"{list(one)} and {sample['name']} {list(other)}; in training give "
                     "data.crop_size or data.batch_size 1, in validation data.val_batch_size 1"
                 )
-    return default_collate(samples)  # type: ignore[no-any-return]
+    return default_collate(samples)
 
 
 def make_loader(
-    samples: Any, sampler: Sampler[Any], batch_size: int, num_workers: int, keep_workers: bool
+    samples: Dataset[dict[str, Any]],
+    sampler: Sampler[Any] | None,
+    batch_size: int | None,
+    num_workers: int,
+    keep_workers: bool,
 ) -> DataLoader[dict[str, Any]]:
-    """A loader of batches of ``samples``, a data set with a `transform` that can be seeded.
+    """A loader of batches.
 
     Args:
-        samples: The data set.
-        sampler: A `TrainSampler` or `EvalSampler`.
-        batch_size: Samples per batch.
+        samples: `SeededSamples`; a data set that is asked for whole batches; or one that streams.
+        sampler: What the data set is asked for, one after the other; None where it streams.
+        batch_size: Samples per batch; None: the data set gives whole batches.
         num_workers: Loader processes; 0: none, this process loads.
         keep_workers: Whether they live on from one epoch to the next.
     """
     return DataLoader(
-        SeededSamples(samples),
+        samples,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
         worker_init_fn=init_worker,
-        collate_fn=collate,
+        collate_fn=collate if batch_size else _as_it_is,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=keep_workers and num_workers > 0,
         # its own generator: a loader draws a seed from the global one whenever it starts
         generator=torch.Generator(),
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def default_workers() -> int:

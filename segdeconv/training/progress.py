@@ -8,8 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from tqdm import tqdm
 
+from segdeconv.metrics import main_figure
+from segdeconv.training.base_task import Task
 from segdeconv.training.callbacks import epochs_trained
-from segdeconv.training.task import SegmentationTask
 
 
 class Progress(Callback):
@@ -27,11 +28,11 @@ class Progress(Callback):
         self.best = 0.0
 
     def state_dict(self) -> dict[str, float]:
-        """The best mIoU so far."""
+        """The best main figure so far, such as the mIoU."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """The best mIoU of the run's earlier part."""
+        """The best one of the run's earlier part."""
         self.best = state_dict["best"]
 
     def on_train_start(self, trainer: Trainer, task: Any) -> None:
@@ -88,7 +89,7 @@ class Progress(Callback):
         if not trainer.sanity_checking:
             self._val_bar.update()
 
-    def on_validation_end(self, trainer: Trainer, task: SegmentationTask) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, task: Task) -> None:  # type: ignore[override]
         """Say what came out."""
         if trainer.sanity_checking:
             return
@@ -96,11 +97,13 @@ class Progress(Callback):
         self._last, self._images = time.monotonic(), 0
         if task.scores is None or not trainer.is_global_zero:
             return
-        self.best = max(self.best, task.scores.miou)
+        figures = {name: getattr(task.scores, name) for name in task.scores.SHOWN}
+        main = main_figure(task.scores)
+        self.best = max(self.best, figures[main])
+        said = [f"{task.scores.FIGURES[name]} {100 * value:.2f}" for name, value in figures.items()]
+        said[0] += f" (best {100 * self.best:.2f})"
         tqdm.write(  # not the bar's: a finished run that is only validated has none
-            f"epoch {epochs_trained(trainer)}  step {trainer.global_step}  "
-            f"mIoU {100 * task.scores.miou:.2f} (best {100 * self.best:.2f})  "
-            f"pixel accuracy {100 * task.scores.pixel_accuracy:.2f}  "
+            f"epoch {epochs_trained(trainer)}  step {trainer.global_step}  {'  '.join(said)}  "
             f"val loss {float(trainer.callback_metrics['val/loss']):.3f}"
         )
 

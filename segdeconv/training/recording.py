@@ -11,11 +11,12 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from segdeconv.metrics import main_figure
 from segdeconv.training.averaging import weights_of
+from segdeconv.training.base_task import Task
 from segdeconv.training.callbacks import StopRequest, check_finite, epochs_trained
 from segdeconv.training.mistakes import RunStopped
 from segdeconv.training.run_folder import save_weights, write_whole
-from segdeconv.training.task import SegmentationTask
 
 
 class SaveRun(Checkpoint):
@@ -92,7 +93,7 @@ class SaveRun(Checkpoint):
         if stop:
             raise RunStopped
 
-    def on_validation_batch_start(self, trainer: Trainer, task: SegmentationTask, *_: Any) -> None:  # type: ignore[override]
+    def on_validation_batch_start(self, trainer: Trainer, task: Task, *_: Any) -> None:  # type: ignore[override]
         """Break off the validation if asked to stop (Lightning ends its loop on StopIteration)."""
         if self.stop.made and trainer.world_size == 1:
             task.broken_off = True
@@ -102,7 +103,7 @@ class SaveRun(Checkpoint):
         """Note how fast training was."""
         self._seconds = time.monotonic() - self._started
 
-    def on_validation_end(self, trainer: Trainer, task: SegmentationTask) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, task: Task) -> None:  # type: ignore[override]
         """Write the scores, and the states that go with them."""
         if trainer.sanity_checking:
             return
@@ -112,8 +113,9 @@ class SaveRun(Checkpoint):
         self.recorded_step, self.validation_due = trainer.global_step, False
         record: dict[str, Any] = {"epoch": epochs_trained(trainer), "step": trainer.global_step}
         record |= task.scores.to_dict(task.label_set.class_names)
-        # None where no pixel of the set has a label
-        improved = self.best is None or (record["miou"] or 0.0) > (self.best["miou"] or 0.0)
+        main = main_figure(task.scores)
+        # None where nothing in the set has a label
+        improved = self.best is None or (record[main] or 0.0) > (self.best[main] or 0.0)
         if improved:
             self.best = record
         # The last state goes last: whatever fails before it is done again by a resumed run.
@@ -127,14 +129,14 @@ class SaveRun(Checkpoint):
         if self._stop_everywhere(trainer):
             raise RunStopped
 
-    def on_train_end(self, trainer: Trainer, task: SegmentationTask) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, task: Task) -> None:  # type: ignore[override]
         """Without validations, what training ended with is what there is to keep."""
         if trainer.limit_val_batches == 0:
             self._save_weights(trainer, task)
         if trainer.limit_val_batches == 0 or not self.began:  # after a validation made up for
             self._save_last(trainer)
 
-    def _save_weights(self, trainer: Trainer, task: SegmentationTask) -> None:
+    def _save_weights(self, trainer: Trainer, task: Task) -> None:
         if trainer.is_global_zero:
             save_weights(self.folder / "weights.safetensors", weights_of(trainer, task))
 
@@ -152,30 +154,27 @@ class SaveRun(Checkpoint):
     def _restart_clock(self) -> None:
         self._started, self._images = time.monotonic(), 0
 
-    def _write_tables(
-        self, trainer: Trainer, task: SegmentationTask, record: dict[str, Any]
-    ) -> None:
+    def _write_tables(self, trainer: Trainer, task: Task, record: dict[str, Any]) -> None:
         scores = {"best": self.best, "last": record}
         write_whole(self.folder / "metrics.json", json.dumps(scores, indent=1) + "\n")
         path = self.folder / "metrics.csv"
         before = path.read_text() if path.exists() else ""
         write_whole(path, before + _csv([self._row(trainer, task, record)], header=not before))
 
-    def _row(
-        self, trainer: Trainer, task: SegmentationTask, record: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _row(self, trainer: Trainer, task: Task, record: dict[str, Any]) -> dict[str, Any]:
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        kept = ("miou", "mean_accuracy", "pixel_accuracy")
+        assert task.scores is not None
+        of_classes, column = task.scores.CLASS_FIGURE
         return {
             "epoch": record["epoch"],
             "step": record["step"],
             "lr": task.lr,
             "train_loss": logged.get("train/mean_loss", math.nan),
             "val_loss": logged["val/loss"],
-            **{name: record[name] for name in kept},
+            **{name: record[name] for name in task.scores.FIGURES},
             "images_per_second": round(self._images / max(self._seconds, 1e-9), 2),
             "seconds": round(self._seconds, 1),
-            **{f"iou/{name}": value for name, value in record["class_iou"].items()},
+            **{f"{column}/{name}": value for name, value in record[of_classes].items()},
         }
 
 

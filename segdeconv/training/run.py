@@ -14,12 +14,12 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from segdeconv.data.check import quick_check
 from segdeconv.operators.whitened_layer import WhitenedLayer
 from segdeconv.training.averaging import AveragedWeights
+from segdeconv.training.base_data import RunData
+from segdeconv.training.base_task import Task
 from segdeconv.training.callbacks import FiniteLoss, SeedEachStep, StopRequest
 from segdeconv.training.cli import ConfigParser
-from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.mistakes import RunStopped
 from segdeconv.training.progress import Progress
 from segdeconv.training.recording import SaveRun
@@ -33,7 +33,7 @@ from segdeconv.training.run_folder import (
     write_environment,
     write_whole,
 )
-from segdeconv.training.task import SegmentationTask, build_network
+from segdeconv.training.tasks import TASKS
 
 # Remarks that ask for nothing: our loaders choose their workers, and are resumable.
 QUIET = (
@@ -50,8 +50,7 @@ QUIET = (
 
 def default_name(config: Namespace) -> str:
     """Name of a run that was given none, such as "unet_resnet18_deconv"."""
-    model = config.model
-    return config.name or f"{model.arch}_{model.encoder}_{model.operator}".replace("/", "-")
+    return config.name or TASKS[config.task].run_name(config).replace("/", "-")
 
 
 def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) -> Path:
@@ -111,8 +110,8 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
 
 def fit(
     trainer: Trainer,
-    task: SegmentationTask,
-    data: SegmentationData,
+    task: Task,
+    data: RunData,
     record: SaveRun,
     last: Path | None = None,
 ) -> None:
@@ -146,20 +145,12 @@ def fit(
         ) from error
 
 
-def build_task(built: Namespace) -> SegmentationTask:
+def build_task(built: Namespace) -> Task:
     """The network with all that trains it, from the instantiated configuration."""
-    data: SegmentationData = built.data
     if built.check_data and is_first_process():
-        check_data(data)
+        check_data(built.data)
     torch.manual_seed(built.seed)
-    return SegmentationTask(
-        build_network(built.model, data.label_set),
-        data.label_set,
-        built.loss,
-        built.optimizer,
-        built.schedule,
-        built.model.channels_last,
-    )
+    return TASKS[built.task].build(built)
 
 
 def is_first_process() -> bool:
@@ -235,14 +226,14 @@ class DescribeRun(Callback):
             )
 
 
-def check_data(data: SegmentationData) -> None:
+def check_data(data: RunData) -> None:
     """Read some samples of both splits before hours are spent on them.
 
     Raises:
         ValueError: If something is wrong with one.
     """
     for name, samples in (("training", data.train_set), ("validation", data.val_set)):
-        problems = quick_check(samples)
+        problems = data.problems(samples)
         if problems:
             more = f" (and {len(problems) - 1} more problems)" if problems[1:] else ""
             raise ValueError(f"{name} data: {problems[0]}{more}")

@@ -1,14 +1,12 @@
-"""A segmentation network with its loss, metric and optimiser, as Lightning wants it."""
+"""A segmentation network with its loss and scores, as `base_task` wants it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from jsonargparse import Namespace
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segdeconv.data.labels import LabelSet
@@ -16,16 +14,10 @@ from segdeconv.inference import resize_logits
 from segdeconv.losses import SegmentationLoss
 from segdeconv.metrics import SegmentationScores, scores_from_confusion
 from segdeconv.models import SegmentationModel, create_model
-from segdeconv.training.optimization import (
-    OptimizerOptions,
-    ScheduleOptions,
-    make_optimizer,
-    make_schedule,
-    parameter_groups,
-)
+from segdeconv.training.base_task import Batch, Task, prepare
+from segdeconv.training.data_module import SegmentationData
+from segdeconv.training.optimization import OptimizerOptions, ScheduleOptions
 from segdeconv.training.ranges import check_ranges, check_weights
-
-Batch = Mapping[str, Any]
 
 
 @dataclass
@@ -112,21 +104,12 @@ def build_network(options: NetworkOptions, label_set: LabelSet) -> SegmentationM
         weights=options.weights,
         **options.arch_options,
     )
-    # without a gradient, weight decay would shrink them and DistributedDataParallel would refuse
-    for name in network.surgery_report.uncalled:
-        network.get_submodule(name).requires_grad_(False)
     if options.freeze_encoder:
         network.freeze_encoder()
-    if options.channels_last:
-        network.to(memory_format=torch.channels_last)
-    if options.compile:
-        # For one size at a time, as with symbolic ones the choice of patches becomes algebra: three
-        # small layers compiled in 132 instead of 34 s.
-        network.compile(dynamic=False)
-    return network
+    return prepare(network, options)
 
 
-class SegmentationTask(LightningModule):
+class SegmentationTask(Task):
     """Train and validate a segmentation network.
 
     A batch holds "image" (N, 3, H, W) and "mask" (N, h, w) of classes or `ignore_index`. In
@@ -150,97 +133,55 @@ class SegmentationTask(LightningModule):
         schedule: ScheduleOptions | None = None,
         channels_last: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(network, label_set, optimizer, schedule, channels_last)
         loss = loss or LossOptions()
-        self.network = network
-        self.label_set = label_set
+        self.categories = label_set.categories
         self.aux_weight = loss.aux_weight
         self.loss = SegmentationLoss(
             loss.terms, label_set.ignore_index, loss.class_weights, loss.options
         )
-        self.optimizer_options = optimizer or OptimizerOptions()
-        self.schedule_options = schedule or ScheduleOptions()
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.confusion = MulticlassConfusionMatrix(
             label_set.num_classes, ignore_index=label_set.ignore_index, validate_args=False
         )
-        self.train_loss = MeanMetric(nan_strategy="disable")
-        self.train_loss.persistent(True)  # a run resumed in mid-epoch has the mean of all of it
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.scores: SegmentationScores | None = None
-        """Of the latest validation; None while one runs, and after one that was broken off."""
-        self.broken_off = False
-        """Set while a validation runs that is not to be finished."""
 
-    @property
-    def lr(self) -> float:
-        """Learning rate of the first parameter group, now."""
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
-
-    def forward(self, images: Tensor) -> Any:
-        """What the network says of images (N, 3, H, W)."""
-        return self.network(images.contiguous(memory_format=self.layout))
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Loss of the logits, and of the auxiliary ones if there are some."""
         outputs = self(batch["image"])
         logits, aux = outputs if isinstance(outputs, tuple) else (outputs, None)
         loss = self.loss(logits, batch["mask"])
         if aux is not None:
             loss = loss + self.aux_weight * self.loss(aux, batch["mask"])
-        self.train_loss.update(loss.detach())
-        self.log_dict({"train/loss": loss.detach(), "train/lr": self.lr}, batch_size=len(logits))
         return loss  # type: ignore[no-any-return]
 
-    def on_validation_start(self) -> None:
-        """Forget the scores of the validation before."""
-        self.scores, self.broken_off = None, False
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def score_batch(self, batch: Batch) -> None:
         """Count the confusions of one batch, at the size of its labels."""
         mask = batch["mask"]
         logits = resize_logits(self(batch["image"]), mask.shape[-2:])
         self.val_loss.update(self.loss(logits, mask), weight=len(mask))
         self.confusion.update(logits.argmax(1), mask)
 
-    def on_validation_epoch_end(self) -> None:
-        """Scores of the whole set, from one confusion matrix summed over all processes."""
-        if not self.broken_off:
-            self._score()
-        for metric in (self.confusion, self.val_loss):
-            metric.reset()
+    def compute_scores(self) -> SegmentationScores:
+        """Scores of the whole set, from one confusion matrix."""
+        return scores_from_confusion(self.confusion.compute(), self.categories)
 
-    def _score(self) -> None:
-        self.scores = scores_from_confusion(self.confusion.compute(), self.label_set.categories)
-        logged: dict[str, Any] = {
-            "val/loss": self.val_loss.compute(),
-            "val/miou": self.scores.miou,
-            "val/mean_accuracy": self.scores.mean_accuracy,
-            "val/pixel_accuracy": self.scores.pixel_accuracy,
-        }
-        if self.train_loss.weight > 0:
-            logged["train/mean_loss"] = self.train_loss.compute()
-        self.log_dict(logged, batch_size=1)
-        if not self.trainer.sanity_checking:
-            self.train_loss.reset()
+    def counts(self) -> list[Metric]:
+        """The confusion matrix."""
+        return [self.confusion]
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimiser, and a schedule that moves with every optimiser step."""
-        groups = parameter_groups(
-            self.network,
-            self.optimizer_options,
-            encoder=_parameters(self.network, "encoder"),
-            aux_head=_parameters(self.network, "aux_head"),
-        )
-        optimizer = make_optimizer(groups, self.optimizer_options)
-        total = self.trainer.estimated_stepping_batches
-        schedule = make_schedule(optimizer, self.schedule_options, total)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+    def part(self, name: str) -> Iterable[nn.Parameter]:
+        """Parameters of the encoder or of the auxiliary head, if the network has one."""
+        module = getattr(self.network, name, None)
+        return module.parameters() if isinstance(module, nn.Module) else ()
 
 
-def _parameters(network: nn.Module, part: str) -> Iterable[nn.Parameter]:
-    module = getattr(network, part, None)
-    return module.parameters() if isinstance(module, nn.Module) else ()
+def build_task(built: Namespace) -> SegmentationTask:
+    """The network with all that trains it, from the instantiated configuration."""
+    data: SegmentationData = built.data
+    return SegmentationTask(
+        build_network(built.model, data.label_set),
+        data.label_set,
+        built.loss,
+        built.optimizer,
+        built.schedule,
+        built.model.channels_last,
+    )

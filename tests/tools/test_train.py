@@ -130,7 +130,7 @@ def test_help_is_shorter_than_a_screen_and_its_keys_exist(tool, capsys):
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) <= 45
     named = set(re.findall(r"--([\w.-]+)", printed))
-    known = set(ConfigParser().parser.get_defaults().keys())
+    known = set(ConfigParser().of("segmentation").get_defaults().keys())
     assert named - known == {"resume", "help-all", "print_config", "debug", "key"}
 
 

@@ -62,7 +62,7 @@ def test_a_list_of_albumentations_transforms_is_built_and_checked(parser, write)
     ]
     path = write("a.yaml", {"data": {"train_transforms": transforms}})
     built = parser.instantiate(parser.read(["--config", path]))
-    assert "HorizontalFlip" in repr(built.data._train_transform())
+    assert "HorizontalFlip" in repr(built.data.train_transform())
     transforms[0]["init_args"] = {"prob": 0.5}
     path = write("b.yaml", {"data": {"train_transforms": transforms}})
     words = "data.train_transforms: albumentations.HorizontalFlip: Option 'prob' is not accepted"
@@ -169,5 +169,7 @@ def test_the_long_help_has_every_key(parser, capsys):
         parser.read(["--help-all"])
     printed = capsys.readouterr().out
     assert all(
-        f"--{key}" in printed for key in parser.parser.get_defaults().keys() if key != "config"
+        f"--{key}" in printed
+        for key in parser.of("segmentation").get_defaults().keys()
+        if key != "config"
     )
