@@ -1,4 +1,4 @@
-"""Scores of segmentation, which mean the same as the official Cityscapes figures.
+"""Scores of segmentation that mean the same as the official Cityscapes figures, and of classifiers.
 
 Everything is a function of ONE confusion matrix over the whole set, which `torchmetrics`'
 ``MulticlassConfusionMatrix(num_classes, ignore_index=255)`` counts and sums over processes. A mean
@@ -177,6 +177,74 @@ def _category_iou(confusion: Tensor, categories: Sequence[str]) -> dict[str, flo
 def _percent(ratio: float | Tensor) -> str:
     value = float(ratio)
     return f"{'-':>8}" if math.isnan(value) else f"{100 * value:8.2f}"
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationScores:
+    """The scores of one evaluation of a classifier; ratios lie in 0 to 1, NaN without images.
+
+    Attributes:
+        class_accuracy: Share of each class's images that were recognised, (C,) float64.
+        top1: Share of all images that were recognised.
+        top5: Share of all images whose class is among the five likeliest.
+        mean_accuracy: Mean of `class_accuracy` over the classes that have images.
+        confusion: The counts behind all this but `top5`, (C, C) int64, rows are truth.
+    """
+
+    FIGURES: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"top1": "top-1", "top5": "top-5", "mean_accuracy": "mean accuracy"}
+    )
+    SHOWN: ClassVar[Sequence[str]] = ("top1", "top5")
+    CLASS_FIGURE: ClassVar[tuple[str, str]] = ("class_accuracy", "accuracy")
+
+    class_accuracy: Tensor
+    top1: float
+    top5: float
+    mean_accuracy: float
+    confusion: Tensor
+
+    def to_dict(self, class_names: Sequence[str]) -> dict[str, object]:
+        """Everything as JSON types: NaN becomes None, per-class scores are keyed by name."""
+        few = len(class_names) <= 100  # ImageNet's would be a million numbers
+        return {
+            **{name: _json_number(getattr(self, name)) for name in self.FIGURES},
+            "class_accuracy": _json_numbers(class_names, self.class_accuracy.tolist()),
+            "confusion": self.confusion.tolist() if few else None,
+        }
+
+    def table(self, class_names: Sequence[str]) -> str:
+        """A text table in percent: each class with its number of images, then all of them."""
+        width = max(len(name) for name in (*class_names, "mean of classes"))
+        rule = "-" * (width + 20)
+        counts = self.confusion.sum(1).tolist()
+        lines = [f"{'class':<{width}}  {'accuracy':>8}  {'images':>8}", rule]
+        lines += [
+            f"{name:<{width}}  {_percent(accuracy)}  {count:>8}"
+            for name, accuracy, count in zip(class_names, self.class_accuracy, counts, strict=True)
+        ]
+        lines += [rule, f"{'mean of classes':<{width}}  {_percent(self.mean_accuracy)}"]
+        lines += [f"{'top-1':<{width}}  {_percent(self.top1)}  {sum(counts):>8}"]
+        lines += [f"{'top-5':<{width}}  {_percent(self.top5)}"]
+        return "\n".join(lines)
+
+
+def classification_scores(confusion: Tensor, top5: float) -> ClassificationScores:
+    """All scores of one confusion matrix of images.
+
+    Args:
+        confusion: Counts of images, (C, C) integers, rows are truth.
+        top5: Share of the images whose class is among the five likeliest.
+    """
+    confusion = confusion.detach().to("cpu", torch.int64)
+    hits, images = confusion.diagonal().double(), confusion.sum(1)
+    class_accuracy = hits / images
+    return ClassificationScores(
+        class_accuracy=class_accuracy,
+        top1=float(hits.sum() / images.sum()),
+        top5=top5,
+        mean_accuracy=float(class_accuracy.nanmean()),
+        confusion=confusion,
+    )
 
 
 def _json_number(value: float) -> float | None:

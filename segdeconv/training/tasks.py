@@ -9,8 +9,15 @@ from jsonargparse import Namespace
 from segdeconv.registry import Registry
 from segdeconv.training.base_data import RunData
 from segdeconv.training.base_task import Task
+from segdeconv.training.classification import (
+    ClassificationLossOptions,
+    ClassifierOptions,
+)
+from segdeconv.training.classification import build_task as build_classification
+from segdeconv.training.classification_data import ClassificationData
 from segdeconv.training.data_module import SegmentationData
-from segdeconv.training.task import LossOptions, NetworkOptions, build_task
+from segdeconv.training.task import LossOptions, NetworkOptions
+from segdeconv.training.task import build_task as build_segmentation
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,18 @@ TASKS = Registry[TaskKind](
         model=NetworkOptions,
         data=SegmentationData,
         loss=LossOptions,
-        build=build_task,
+        build=build_segmentation,
         run_name=lambda config: "_".join(
             (config.model.arch, config.model.encoder, config.model.operator)
+        ),
+    ),
+    classification=TaskKind(
+        model=ClassifierOptions,
+        data=ClassificationData,
+        loss=ClassificationLossOptions,
+        build=build_classification,
+        run_name=lambda config: "_".join(
+            (config.data.dataset, config.model.name, config.model.operator)
         ),
     ),
 )
