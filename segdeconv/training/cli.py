@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
