@@ -33,7 +33,10 @@ _CONTAINERS = ("averaged_weights", "state_dict", "model_state_dict", "model")
 _PREFIXES = {"module", "model", "network", "_orig_mod", "encoder", "backbone", "features"}
 _OPTIONAL = ("num_batches_tracked", "running_weight", "counter")  # older files lack them
 
-GRAFT = "to keep its function, load it with operator 'batchnorm' and use segdeconv.graft"
+GRAFT = (
+    "to keep its function, graft it: with tools/graft.py, or load it with operator 'batchnorm' and "
+    "use segdeconv.graft"
+)
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,8 @@ def test_the_report_says_what_was_dropped_and_what_is_fresh(tmp_path):
         f"{path}: 120 tensors into the encoder; not used: fc (2); "
         f"not in the file: network.decoder, network.segmentation_head; of a plain network, which "
         "the operator then changed: see the surgery report; without its batch norms it computes "
-        "something else; to keep its function, load it with operator 'batchnorm' and use "
-        "segdeconv.graft"
+        "something else; to keep its function, graft it: with tools/graft.py, or load it with "
+        "operator 'batchnorm' and use segdeconv.graft"
     )
 
 
