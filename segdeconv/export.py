@@ -16,6 +16,7 @@ that never heard of whitening.
 """
 
 import copy
+import errno
 import json
 import os
 import shutil
@@ -673,6 +674,11 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
             folder.replace(old)
         part.replace(folder)
         shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:
+        if shutil.disk_usage(part).free < 2**20:  # each library has its own error for it
+            reason = os.strerror(errno.ENOSPC)
+            raise OSError(errno.ENOSPC, f"could not write {folder}: {reason}") from error
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """Exported networks give what the trained ones give, in the hands of others."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -235,4 +236,18 @@ def test_missing_packages_and_wrong_formats_are_named_first(model, tmp_path, mon
         export_network(model, tmp_path / "net")
     with pytest.raises(ValueError, match="is not an exported network"):
         load_network(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence_whichever_library_met_it(model, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("Error while serializing: I/O error")
+
+    monkeypatch.setattr(export, "save_file", full)
+    with pytest.raises(RuntimeError, match="serializing"):  # not for want of space
+        export_network(model, tmp_path / "out", formats=["safetensors"])
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"could not write .*out: No space left on device"):
+        export_network(model, tmp_path / "out", formats=["safetensors"])
     assert list(tmp_path.iterdir()) == []

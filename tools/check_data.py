@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
         from segdeconv.data.workers import usable_cores
         from segdeconv.training.cli import ConfigParser
         from segdeconv.training.ranges import check_ranges
-        from segdeconv.training.run_folder import write_whole
+        from segdeconv.training.run_folder import check_writable, write_new
 
     parser = ConfigParser()
     parser.add_argument("--splits", type=str, nargs="+", help="splits; default: the config's two")
@@ -62,6 +62,8 @@ def main(arguments: list[str]) -> None:
     config = parser.read(arguments)
     numbers = {name: config[name] for name in ("show", "limit", "workers")}
     check_ranges("", numbers, show="0 or more", limit="1 or more", workers="0 or more")
+    if config.json:
+        check_writable(Path(config.json))
     data = parser.instantiate(config).data
     report = check_splits(
         lambda split, unpaired: data.open(split, None, unpaired=unpaired),
@@ -74,8 +76,7 @@ def main(arguments: list[str]) -> None:
     if config.json:
         about = {"dataset": data.dataset, "root": data.root, "options": data.options}
         path = Path(config.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"data": about, **report.to_dict()}, indent=1) + "\n")
+        write_new(path, json.dumps({"data": about, **report.to_dict()}, indent=1) + "\n")
         print(f"\nwritten to {path}")
     warnings = len(report.findings) - report.errors
     if report.errors:
@@ -92,4 +93,4 @@ def show_progress(looks: Iterable[Any], count: int, split: str) -> Iterable[Any]
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(run_tool(main, output="--json"))

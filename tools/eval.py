@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
         from segdeconv.training.evaluation import evaluate_run, result_name
         from segdeconv.training.prediction_options import add_prediction_options
         from segdeconv.training.processes import joined_processes
-        from segdeconv.training.run_folder import write_whole
+        from segdeconv.training.run_folder import check_writable, write_new
 
     parser = ConfigParser()
     parser.add_argument("--split", type=str | None, help="split; null: the validation split")
@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", type=str | None, help="file for the scores")
     add_prediction_options(parser)
     folder, config = parser.open_run(run, options)
+    check_writable(Path(config.json or folder / "eval.json"))
     with joined_processes() as rank:
         scores, record = evaluate_run(parser, config, folder, rank)
     if rank > 0:
@@ -56,10 +57,9 @@ def main(arguments: list[str]) -> None:
     print(f"\n{record['images']} images of {record['split']}, labels at their own size")
     print(f"predicted: {record['mode']}")
     path = Path(config.json or folder / result_name(record, config, parser.read_run(folder)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(record, indent=1) + "\n")
+    write_new(path, json.dumps(record, indent=1) + "\n")
     print(f"written to {path}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(run_tool(main, output="--json or --save-predictions"))

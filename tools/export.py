@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> None:
         from segdeconv.training.evaluation import checkpoint_path, load_network
         from segdeconv.training.prediction import choose_label_set
         from segdeconv.training.publishing import about_run
+        from segdeconv.training.run_folder import check_writable
 
     parser = ConfigParser()
     add = parser.add_argument
@@ -69,10 +70,11 @@ def main(arguments: list[str]) -> None:
     add("--unfolded", action="store_true", help="the run's own layers")
     folder, config = parser.open_run(run, options)
     check_options(config)
+    out = Path(config.out or folder / config.what)
+    check_writable(out, folder=True)
     built = parser.instantiate(config)
     label_set = choose_label_set(config.data, None, folder)
     model = load_network(built.model, label_set, checkpoint_path(folder, config.checkpoint))
-    out = Path(config.out or folder / config.what)
     normalization = (config.data.mean, config.data.std)
     if config.what == "pretrained":
         model.about = about_run(config, folder, label_set)
@@ -117,4 +119,4 @@ def check_options(config: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(run_tool(main, output="--out"))

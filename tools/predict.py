@@ -55,7 +55,8 @@ def main(arguments: list[str]) -> None:
     add_prediction_options(parser)
     folder, config = parser.open_run(run, options)
     done, problems = predict_run(parser, config, folder, inputs)
-    print(f"{done} of {done + len(problems)} files predicted, written to {config.out}")
+    where = f", written to {config.out}" if done else ""
+    print(f"{done} of {done + len(problems)} files predicted{where}")
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
         print(f"left out:{listed}", file=sys.stderr)
@@ -63,4 +64,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(run_tool(main, output="--out"))

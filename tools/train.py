@@ -1,6 +1,7 @@
 """Train a segmentation network: python tools/train.py --config configs/quickstart.yaml."""
 
 import sys
+from shlex import quote
 
 from segdeconv.training.command_line import last_given, show_help, with_bases
 from segdeconv.training.mistakes import UsageError, loading, run_tool
@@ -64,8 +65,8 @@ def main(arguments: list[str]) -> None:
             raise UsageError(NO_CONFIG)
     del config["resume"]
     folder = train(parser, config, earlier)
-    print(f"done; evaluate with: python tools/eval.py {folder}")
+    print(f"done; evaluate with: python tools/eval.py {quote(str(folder))}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(run_tool(main, output="--output_dir"))

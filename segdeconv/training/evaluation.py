@@ -18,7 +18,7 @@ from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.prediction_options import prediction_of, short_name
 from segdeconv.training.processes import wait_for_all
 from segdeconv.training.ranges import check_ranges
-from segdeconv.training.run_folder import check_fit, environment, read_weights
+from segdeconv.training.run_folder import check_fit, check_writable, environment, read_weights
 from segdeconv.training.task import NetworkOptions, build_network
 
 
@@ -45,6 +45,7 @@ def evaluate_run(
     check_ranges("", {"limit": config.limit}, limit="1 or more")
     if config.save_predictions:
         check_empty(Path(config.save_predictions))
+        check_writable(Path(config.save_predictions), folder=True)
         wait_for_all()  # before one of the processes writes into it
     settings = prediction_of(config)
     config.data.val_split = config.split or config.data.val_split

@@ -1,5 +1,6 @@
 """One sentence, and an exit code, for what goes wrong at a tool."""
 
+import errno
 import os
 import re
 import signal
@@ -14,16 +15,26 @@ OF_LIBRARIES = ("MisconfigurationException", "OutOfMemoryError")
 """Names of Lightning's and torch's errors that are the user's to mend; a tool knows them without
 loading either."""
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UsageError(ValueError):
     """A mistake in the command line or in a config."""
+
+
+class WriteError(OSError):
+    """A file or folder that cannot be written; says so itself, name included."""
 
 
 class RunStopped(Exception):
     """The user asked the run to stop; its last checkpoint is saved."""
 
 
-def run_tool(tool: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> int:
+def run_tool(
+    tool: Callable[[list[str]], None],
+    arguments: Sequence[str] | None = None,
+    output: str = "",
+) -> int:
     """Run ``tool`` and give the program's exit code: one sentence for a user's mistake.
 
     A mistake is a ``ValueError``, an ``OSError``, what Lightning calls a misconfiguration, or
@@ -32,6 +43,11 @@ def run_tool(tool: Callable[[list[str]], None], arguments: Sequence[str] | None 
     shows all tracebacks.
 
     A tool imports what it needs itself, within `loading`.
+
+    Args:
+        tool: Its main function.
+        arguments: For it; None: those of the program.
+        output: Options that say where it writes, for messages.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given or bool(os.environ.get("SEGDECONV_DEBUG"))
@@ -54,7 +70,7 @@ def run_tool(tool: Callable[[list[str]], None], arguments: Sequence[str] | None 
         if debug:
             traceback.print_exc()
         hint = "" if expected or debug else " (--debug shows where)"
-        print(f"error: {sentence(error)}{hint}", file=sys.stderr)
+        print(f"error: {sentence(error)}{_advice(error, output)}{hint}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 
@@ -103,6 +119,17 @@ def _out_of_a_library(error: Exception) -> bool:
     return "site-packages" in path and not Path(path).is_relative_to(Path(__file__).parents[1])
 
 
+def _advice(error: BaseException, output: str) -> str:
+    """What to do about a place that takes no files."""
+    if not isinstance(error, OSError):
+        return ""
+    full = error.errno in DISK_FULL
+    if not full and not isinstance(error, WriteError) and error.errno != errno.EROFS:
+        return ""
+    elsewhere = f"name another place with {output}" if output else "write elsewhere"
+    return f"; free some space, or {elsewhere}" if full else f"; {elsewhere}"
+
+
 def sentence(error: BaseException) -> str:
     """What to tell the user; out of a loader's process, the sentence below its traceback."""
     if type(error).__name__ == "OutOfMemoryError":
@@ -111,8 +138,8 @@ def sentence(error: BaseException) -> str:
             "predict, give --slide, smaller windows with --crop, or --memory cpu"
         )
     text = str(error).strip()
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if text.startswith("Caught ") and "worker process" in text:
         text = text.splitlines()[-1].split(": ", 1)[-1]
     text = " ".join(text.split())

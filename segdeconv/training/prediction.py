@@ -1,6 +1,5 @@
 """Predict images and videos with the network of a run, and write pictures of what it sees."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from segdeconv.training.cli import ConfigParser
 from segdeconv.training.evaluation import checkpoint_path, load_network, pick_device
 from segdeconv.training.prediction_options import prediction_of
 from segdeconv.training.publishing import labels_of
-from segdeconv.training.run_folder import write_whole
+from segdeconv.training.run_folder import check_writable, write_new
 
 Read = TypeVar("Read")
 Predictor = Callable[[ImageArray], LabelArray]
@@ -58,15 +57,14 @@ def predict_run(
     writer = Writer(out, config.write, label_set, config.frames)
     if not config.overwrite:
         writer.check_new(sources)
+    check_writable(out, folder=True)
     predictor = make_predictor(parser, config, folder, writer.label_set)
     problems = []
-    with tqdm(sources, desc="predict", unit="file", disable=None) as bar:
-        for source in bar:
-            try:
-                writer.write(source, predictor)
-            except UnreadableError as error:
-                problems.append(str(error))
-                bar.write(f"left out: {error}", file=sys.stderr)
+    for source in tqdm(sources, desc="predict", unit="file", disable=None):
+        try:
+            writer.write(source, predictor)
+        except UnreadableError as error:
+            problems.append(str(error))
     return len(sources) - len(problems), problems
 
 
@@ -199,8 +197,7 @@ class Writer:
     def _write_pictures(self, name: str, image: ImageArray, classes: LabelArray) -> None:
         for kind in self.kinds:
             path = self.out / kind / f"{name}{ENDINGS[kind]}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, encode(self._picture(kind, image, classes), path.suffix))
+            write_new(path, encode(self._picture(kind, image, classes), path.suffix))
 
     def _picture(
         self, kind: str, image: ImageArray, classes: LabelArray

@@ -16,15 +16,17 @@ from segdeconv.training.callbacks import epochs_trained
 class Progress(Callback):
     """Show epoch, loss, learning rate, images per second and the time to the end.
 
-    In a terminal this is a bar; in a log file, a line every ``seconds_per_line``.
+    In a terminal this is a bar; in a log file, a line after the first step and then in times that
+    double from a second up to ``seconds_per_line``, so that a short run says something too.
 
     Args:
-        seconds_per_line: Time between two lines where there is no terminal.
+        seconds_per_line: Longest time between two lines where there is no terminal.
     """
 
     def __init__(self, seconds_per_line: float = 30.0) -> None:
         self.terminal = sys.stderr.isatty()
-        self.interval = 0.5 if self.terminal else seconds_per_line
+        self.longest = 0.5 if self.terminal else seconds_per_line
+        self.interval = min(1.0, self.longest)
         self.best = 0.0
 
     def state_dict(self) -> dict[str, float]:
@@ -55,11 +57,14 @@ class Progress(Callback):
         """Count, and refresh when it is time: reading the loss waits for the device."""
         self._images += len(batch["image"]) * trainer.world_size
         now = time.monotonic()
-        if now - self._last < self.interval or not trainer.is_global_zero:
+        done = trainer.global_step - self._first_step
+        is_first = done == 1 and self._last == self._begin
+        due = is_first or now - self._last >= self.interval
+        if not due or not trainer.is_global_zero:
             return
+        self.interval = min(2 * self.interval, self.longest)
         speed = self._images / (now - self._last)
         self._last, self._images = now, 0
-        done = trainer.global_step - self._first_step
         left = (now - self._begin) / max(1, done) * (self._total - trainer.global_step)
         text = (
             f"epoch {trainer.current_epoch + 1}  loss {outputs['loss'].item():.3f}  "

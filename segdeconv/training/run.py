@@ -3,9 +3,11 @@
 import json
 import logging
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -130,7 +132,7 @@ def fit(
     except RunStopped:
         raise RunStopped(
             f"step {trainer.global_step} is saved; go on with: "
-            f"python tools/train.py --resume {record.folder}"
+            f"python tools/train.py --resume {quote(str(record.folder))}"
         ) from None
     except SystemExit:  # what Lightning makes of a KeyboardInterrupt
         raise KeyboardInterrupt from None
@@ -244,3 +246,10 @@ def hush() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for words in QUIET:
         warnings.filterwarnings("ignore", message=f"(?s).*{words}")
+    threading.excepthook = _thread_failed
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard raises again, in the main thread, what its writer ran into: a full disk."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)

@@ -14,6 +14,7 @@ A file is written beside its place and then renamed into it, so that a full disk
 middle leaves the earlier file whole.
 """
 
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from segdeconv.training.command_line import check_run
+from segdeconv.training.mistakes import WriteError
 
 PACKAGES = (
     "torch",
@@ -50,7 +53,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file so that ``path`` holds its old content or the new one, never a part.
 
     Raises:
-        OSError: If the disk does not take it; the old file is then as it was.
+        WriteError: If the disk does not take it; the old file is then as it was.
     """
     data = content.encode() if isinstance(content, str) else content
     part = path.with_name(f".{path.name}.part")
@@ -61,12 +64,55 @@ def write_whole(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        kept = "; the earlier one is whole" if path.exists() else ""
-        raise OSError(f"could not write {path}: {error.strerror or error}{kept}") from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        kept = "; the earlier one is whole" if path.is_file() else ""
+        raise _write_error(path, error.errno, kept) from error
+    finally:
+        with suppress(OSError):  # on a disk that may not be written there is none
+            part.unlink()
+
+
+def write_new(path: Path, content: bytes | str) -> None:
+    """`write_whole` into a folder that need not be there.
+
+    Raises:
+        WriteError: If the folder cannot be made, or the disk does not take the file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _write_error(path, error.errno) from error
+    write_whole(path, content)
+
+
+def check_writable(path: Path, folder: bool = False) -> None:
+    """Look whether something could be written, before hours are spent on it.
+
+    Nothing is left behind; that a disk is full is not seen.
+
+    Args:
+        path: Its place.
+        folder: Whether it is a folder, which may be there already, and not a file.
+
+    Raises:
+        WriteError: If it could not.
+    """
+    place = path if folder else path.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if path.is_dir() and not folder:
+        raise _write_error(path, errno.EISDIR)
+    if not place.is_dir():
+        raise _write_error(path, errno.EEXIST)
+    if not os.access(place, os.W_OK | os.X_OK):
+        read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+        raise _write_error(path, errno.EROFS if read_only else errno.EACCES)
+
+
+def _write_error(path: Path, number: int | None, more: str = "") -> WriteError:
+    number = number or errno.EIO
+    in_the_way = number in (errno.EEXIST, errno.ENOTDIR)
+    reason = "a file is in the way" if in_the_way else os.strerror(number)
+    return WriteError(number, f"could not write {path}: {reason}{more}")
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -79,8 +125,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         # to memory first: torch's own writer reports a full disk as a RuntimeError about zip files
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(path), buffer.getvalue())
+        write_new(Path(path), buffer.getvalue())
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
@@ -160,11 +205,8 @@ def create_run_folder(output_dir: Path, name: str) -> Path:
     """A new folder ``output_dir/name``; a taken name gets -2, -3, … behind it."""
     if name in (".", "..") or Path(name).name != name:
         raise ValueError(f"name={name}: expected the plain name of a folder in {output_dir}")
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "a file is there" if isinstance(error, FileExistsError) else error.strerror
-        raise ValueError(f"output_dir={output_dir} cannot be made: {reason}") from error
+    check_writable(output_dir / name, folder=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
         folder = output_dir / (name if number == 1 else f"{name}-{number}")

@@ -15,7 +15,7 @@ from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as offic
 from PIL import Image
 from torch.multiprocessing import start_processes
 
-from segdeconv.training.mistakes import run_tool
+from segdeconv.training.mistakes import WriteError, run_tool
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,26 @@ def test_scores_of_a_part_have_a_file_of_their_own(small_run, tool, expect):
     for limit in (0, -1):
         expect(tool("eval", small_run, "--limit", limit), 1, f"limit={limit}: expected 1 or more")
     assert (small_run / "eval_val_best.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize("option", ["--json", "--save-predictions"])
+def test_a_place_that_takes_no_file_is_found_before_the_evaluation(
+    small_run, tool, expect, monkeypatch, option
+):
+    monkeypatch.setattr("segdeconv.training.evaluation.evaluate", None)
+    place = small_run / "config.yaml" / "deeper" / "scores.json"
+    result = tool("eval", small_run, option, place)
+    expect(result, 1, f"could not write {place}: a file is in the way", "write elsewhere")
+
+
+def test_scores_that_cannot_be_written_are_shown(small_run, tool, expect, monkeypatch):
+    def full(path, content):
+        raise WriteError(28, f"could not write {path}: No space left on device")
+
+    monkeypatch.setattr("segdeconv.training.run_folder.write_whole", full)
+    result = tool("eval", small_run, "--limit", 1)
+    assert "all pixels" in result[1]
+    expect(result, 1, "eval_val_best_first1.json: No space left", "free some space")
 
 
 def test_predictions_replace_no_file(small_run, tool, tmp_path, expect):

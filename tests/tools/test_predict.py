@@ -109,6 +109,14 @@ def test_what_cannot_be_read_is_left_out_and_reported_at_the_end(tool, photos):
     assert "error: 2 files could not be read" in last
 
 
+def test_a_file_that_cannot_be_read_is_named_once_and_a_folder_only_if_there_is_one(tool, photos):
+    bad = photos / "bad.png"
+    bad.write_bytes(b"no image")
+    code, out, err = tool("predict", "runs/run", bad)
+    assert code == 1 and out == "0 of 1 files predicted\n" and not Path("predictions").exists()
+    assert err.count("bad.png") == 1
+
+
 def test_nothing_is_replaced_unless_asked_for(tool, photos, expect):
     assert tool("predict", "runs/run", photos / "00.png")[0] == 0
     path = Path("predictions/overlay/00.jpg")

@@ -1,10 +1,12 @@
 """What goes wrong at a tool is a sentence and an exit code; what is our fault is not hidden."""
 
+import errno
+
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from segdeconv.training.mistakes import RunStopped, UsageError, run_tool
+from segdeconv.training.mistakes import RunStopped, UsageError, WriteError, run_tool
 
 
 @pytest.mark.parametrize(
@@ -58,3 +60,23 @@ def test_a_mistake_of_ours_keeps_its_traceback_and_asks_for_a_report(error):
     with pytest.raises(type(error)) as caught:
         run_tool(tool, [])
     assert "please report it" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (WriteError(errno.ENOSPC, "could not write a: full"), "a: full; free some space, or name"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "a.png"), "free some space, or name another"),
+        (WriteError(errno.EACCES, "could not write a: no"), "a: no; name another place with --out"),
+        (OSError(errno.EROFS, "Read-only file system", "a"), "system; name another place with"),
+        (PermissionError(errno.EACCES, "Permission denied", "photo.png"), "photo.png: Permission"),
+    ],
+)
+def test_a_place_that_takes_no_files_comes_with_advice(error, words, capsys):
+    def tool(_):
+        raise error
+
+    assert run_tool(tool, [], output="--out") == 1
+    shown = capsys.readouterr().err
+    assert words in shown and "Errno" not in shown and len(shown.splitlines()) == 1
+    assert ("--out" in shown) == ("photo" not in shown)  # a file to read may be elsewhere

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from segdeconv.training import run_folder
+from segdeconv.training.mistakes import WriteError
 from segdeconv.training.run_folder import (
     check_fit,
+    check_writable,
     create_run_folder,
     find_run,
     read_checkpoint,
@@ -49,6 +51,26 @@ def test_the_message_of_a_full_disk_names_the_file_and_comforts_only_with_reason
 def test_a_write_into_a_folder_that_vanished_is_said(tmp_path):
     with pytest.raises(OSError, match="could not write"):
         write_whole(tmp_path / "gone" / "file", "new")
+
+
+def test_what_could_be_written_is_seen_without_writing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path, folder in {"new": False, "file": False, "a/b/c": False, "folder": True}.items():
+        check_writable(tmp_path / path, folder)
+    for path, words in {
+        "file/a": "in the way",
+        "file/a/b": "in the way",
+        "folder": "directory",
+    }.items():
+        with pytest.raises(WriteError, match=f"could not write .*{path}: .*{words}"):
+            check_writable(tmp_path / path)
+    with pytest.raises(WriteError, match="file: a file is in the way"):
+        check_writable(tmp_path / "file", folder=True)
+    monkeypatch.setattr(run_folder.os, "access", lambda *_: False)
+    with pytest.raises(WriteError, match="new: Permission denied"):
+        check_writable(tmp_path / "new")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_a_taken_name_gets_a_number_behind_it(tmp_path):
