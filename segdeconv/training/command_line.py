@@ -32,7 +32,7 @@ PREDICTION_HELP = """\
 def show_help(text: str, arguments: Sequence[str]) -> None:
     """Print ``text`` and end the program if the arguments ask for it."""
     if "--help" in arguments or "-h" in arguments:
-        print(text)
+        print(text, flush=True)
         raise SystemExit(0)
 
 

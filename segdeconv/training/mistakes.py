@@ -98,7 +98,7 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
 def _output_is_closed() -> bool:
     """Whether nobody reads what is printed any more; nothing further is written, then."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
