@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from segdeconv.models.weights import best_fit, has_statistics, is_whitened
 from segdeconv.training.command_line import check_run
 from segdeconv.training.mistakes import WriteError
 
@@ -187,11 +188,37 @@ def check_fit(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
     other = [n for n in own if n in weights and own[n].shape != weights[n].shape]
     if missing or extra or other:
         first = (missing or extra or other)[0]
+        config = getattr(network, "config", None)
+        wanted = f", {_described(config)}" if config else ""
+        found = _what_it_holds(network, weights) if config else "another network"
         raise ValueError(
-            f"{path} does not fit the network of the config: {len(missing)} names missing, "
+            f"{path} does not fit the network of the config{wanted}: {len(missing)} names missing, "
             f"{len(extra)} unexpected, {len(other)} of another shape (first: {first}); "
-            "it belongs to another network"
+            f"it holds {found}"
         )
+
+
+def _described(config: Mapping[str, Any]) -> str:
+    name = f"{config['arch']} with encoder {config['encoder']}" if "arch" in config else ""
+    return f"{name or config['name']} and operator {config['operator']}"
+
+
+def _what_it_holds(network: Any, weights: Mapping[str, Tensor]) -> str:
+    """What weights that do not fit are, as far as their names tell, and what to do with them."""
+    if is_whitened(weights) and not has_statistics(network):
+        return "a network that whitens; give --model.operator deconv"
+    if has_statistics(network) and not is_whitened(weights):
+        if any(name.endswith("running_var") for name in weights):
+            return (
+                "a network with batch norms: give --model.operator batchnorm, or make it one that "
+                "whitens with tools/graft.py"
+            )
+        return "a network without statistics of whitening; give the operator that it has"
+    fit = best_fit(network, weights)
+    if fit.complete:
+        what = "an encoder alone" if fit.part == "encoder" else "the library's own network"
+        return f"{what}; train from it with: python tools/train.py --model.weights FILE"
+    return "another network"
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from segdeconv.models import create_model
 from segdeconv.training import run_folder
 from segdeconv.training.mistakes import WriteError
 from segdeconv.training.run_folder import (
@@ -143,3 +144,24 @@ def test_a_resumed_run_keeps_what_its_earlier_parts_said(tmp_path):
     assert content["seed"] == 7
     assert len(content["earlier"]) == 2
     assert not any("earlier" in part for part in content["earlier"])
+
+
+def small_network(operator="deconv", encoder="resnet18"):
+    return create_model("linknet", encoder, num_classes=3, operator=operator)
+
+
+def test_what_does_not_fit_is_named_with_what_the_config_wants(tmp_path):
+    plain, whitening = small_network("batchnorm"), small_network()
+    encoder = {f"fc.{n}": torch.ones(2) for n in ("weight", "bias")} | plain.encoder.state_dict()
+    cases = [
+        (whitening, plain.state_dict(), "operator deconv.* holds .* batch norms: .*tools/graft.py"),
+        (whitening, encoder, "a network with batch norms: .*tools/graft.py"),
+        (plain, whitening.state_dict(), "operator batchnorm.* that whitens; .*operator deconv"),
+        (plain, encoder, "linknet with encoder resnet18 .* an encoder alone; train from it with"),
+        (plain, plain.network.state_dict(), "the library's own network; train from it with"),
+        (plain, small_network("batchnorm", "resnet34").state_dict(), "it holds another network"),
+        (whitening, small_network("none").state_dict(), "give the operator that it has"),
+    ]
+    for network, weights, words in cases:
+        with pytest.raises(ValueError, match=f"file does not fit the network of .*{words}"):
+            check_fit(network, weights, tmp_path / "file")
