@@ -55,21 +55,28 @@ class FolderDataset(PairedImages):
         if not root.is_dir():
             raise ValueError(f"the data folder {root} does not exist")
         self.classes_path = classes_file(root, classes)
+        image_folder, mask_folder = (root / name.format(split=split) for name in (images, masks))
+        layout = (
+            f"{root} is to hold classes.yaml, and for each image in {image_folder} a label map of "
+            f"the same name in {mask_folder}, as docs/data.md shows"
+        )
         if not self.classes_path.is_file():
             content = ", ".join(sorted(entry.name for entry in root.iterdir())[:5]) or "nothing"
-            raise ValueError(
-                f"no classes file {self.classes_path}; {root} holds {content}, and is to hold "
-                f"classes.yaml, {split}/images and {split}/masks, as docs/data.md shows"
-            )
+            raise ValueError(f"no classes file {self.classes_path}; {root} holds {content}; {layout}")
         label_set = load_label_set(self.classes_path)
-        pairs = match_by_stem(
-            root / images.format(split=split),
-            root / masks.format(split=split),
-            root / names.format(split=split) if names else None,
-            mask_suffix=mask_suffix,
-            labelled=split != "test",
-            unpaired=unpaired,
-        )
+        try:
+            pairs = match_by_stem(
+                image_folder,
+                mask_folder,
+                root / names.format(split=split) if names else None,
+                mask_suffix=mask_suffix,
+                labelled=split != "test",
+                unpaired=unpaired,
+            )
+        except ValueError as error:
+            if image_folder.is_dir() and mask_folder.is_dir():
+                raise
+            raise ValueError(f"{error}; {layout}") from error
         super().__init__(label_set, *pairs, transform)
 
     def meaning_of(self, path: Path) -> tuple[LabelSet, str]:
