@@ -8,6 +8,7 @@ three channels only.  Nothing is ever downloaded here.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -233,11 +234,33 @@ def build_network(
         raise ValueError(_refusal(arch, row, encoder, options, error)) from error
 
 
+_OUR_WORDS = {
+    r"Model depth is (\d+), but you provide `decoder_channels` for (\d+) blocks": (
+        r"decoder_channels has \2 numbers and encoder_depth is \1; give a number for each of the "
+        r"\1 levels, as decoder_channels, or encoder_depth=\2"
+    ),
+    r".*depth should be in range \[(\d+), (\d+)\], got .*": (
+        r"encoder_depth is \1 to \2 with this encoder"
+    ),
+    r".* support output stride 8 or 16, got .*": "encoder_output_stride is 8 or 16",
+    r".* got an unexpected keyword argument ('\w+')": r"the encoder has no option \1; take it out",
+    r"object of type '(\w+)' has no len\(\)": r"it takes a list of numbers where it got the \1",
+}
+"""What smp and timm say -> what to do about it."""
+
+
+def _in_our_words(reason: str) -> str:
+    for theirs, ours in _OUR_WORDS.items():
+        if match := re.fullmatch(theirs, reason):
+            return match.expand(ours)
+    return reason
+
+
 def _refusal(
     arch: str, row: Architecture, encoder: str, options: Mapping[str, Any], error: Exception
 ) -> str:
     """One sentence on an architecture, an encoder and options that do not go together."""
-    first = str(error).strip().split("\n")[0].rstrip(".!")
+    first = _in_our_words(str(error).strip().split("\n")[0].rstrip(".!"))
     reason = first or "no reason given; most likely it cannot be dilated"
     if options:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())

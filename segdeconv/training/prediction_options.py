@@ -34,11 +34,14 @@ def prediction_of(config: Namespace) -> Prediction:
     crop = config.crop or (config.data.crop_size if config.slide else None)
     if config.slide and crop is None:
         raise ValueError("--slide: this run trained on whole images; give --crop HEIGHT WIDTH")
-    if not config.slide and (config.crop or config.stride):
-        name = "crop" if config.crop else "stride"
-        raise ValueError(f"--{name} is for sliding windows; give --slide too")
-    if config.memory == "rows" and not config.slide:
-        raise ValueError("--memory rows is for sliding windows; give --slide too")
+    of_windows = {
+        "crop": config.crop,
+        "stride": config.stride,
+        "memory rows": config.memory == "rows",
+    }
+    given = [option for option, value in of_windows.items() if value]
+    if given and not config.slide:
+        raise ValueError(f"--{given[0]} is for sliding windows; give --slide too")
     scales = config.scales or (TTA_SCALES if config.tta else (1.0,))
     return Prediction(
         crop_size=tuple(crop) if crop else None,
