@@ -20,6 +20,7 @@ from torch import nn
 from torchvision.models import segmentation as torchvision_segmentation
 
 from segdeconv.models.checks import check_counts
+from segdeconv.models.stems import replace_stem
 from segdeconv.registry import Registry, suggest
 
 TRIED_ENCODERS = (
@@ -144,18 +145,7 @@ def _torchvision(prefix: str, encoders: tuple[str, ...], summary: str, paper: st
 
 def take_channels(network: nn.Module, in_channels: int) -> None:
     """Give the first convolution another number of input channels, freshly initialised."""
-    name, old = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    assert isinstance(old.padding, tuple)
-    new = nn.Conv2d(
-        in_channels,
-        old.out_channels,
-        cast(tuple[int, int], old.kernel_size),
-        cast(tuple[int, int], old.stride),
-        cast(tuple[int, int], old.padding),
-        bias=old.bias is not None,
-    )
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")  # as both backbones
-    network.set_submodule(name, new, strict=True)
+    replace_stem(network, in_channels)
 
 
 ARCHITECTURES = Registry[Architecture](

@@ -23,6 +23,7 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.models.vgg import cfgs as vgg_layers
 from torchvision.models.vgg import make_layers
 
+from segdeconv.models.stems import replace_stem
 from segdeconv.registry import Registry
 
 EARLY_POOLS = ("maxpool", "pool0", "pool")
@@ -89,18 +90,9 @@ def take_small_input(network: nn.Module, in_channels: int, kernel_size: int = 3)
         in_channels: Channels of the images.
         kernel_size: Height and width of the new kernel.
     """
-    modules = list(network.named_modules())
-    name, old = next((n, m) for n, m in modules if isinstance(m, nn.Conv2d))
-    new = nn.Conv2d(
-        in_channels,
-        old.out_channels,
-        kernel_size,
-        padding=kernel_size // 2,
-        bias=old.bias is not None,
-    )
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    network.set_submodule(name, new, strict=True)
-    for name, module in modules:
+    geometry = {"kernel_size": kernel_size, "stride": 1, "padding": kernel_size // 2}
+    replace_stem(network, in_channels, **geometry)
+    for name, module in list(network.named_modules()):
         if isinstance(module, nn.MaxPool2d) and name.split(".")[-1] in EARLY_POOLS:
             network.set_submodule(name, nn.Identity(), strict=True)
 
