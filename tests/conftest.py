@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 from PIL import Image
+from small_sets import write_all
 
 # A shell that runs the tests in the background lets them, and so all they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,3 +62,9 @@ def tiny_config(tiny_camvid):
         "optimizer": {"lr": 0.05},
         "trainer": {"max_epochs": 1, "accelerator": "cpu"},
     }
+
+
+@pytest.fixture(scope="session")
+def small_sets(tmp_path_factory):
+    """A folder with small CIFAR, MNIST and Fashion-MNIST, `imagenet` and `shards`."""
+    return write_all(tmp_path_factory.mktemp("small"))

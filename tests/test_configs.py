@@ -26,28 +26,49 @@ def parser():
 
 
 @pytest.fixture
-def tiny(tmp_path, tiny_camvid):
+def tiny(tmp_path, tiny_camvid, small_sets):
     """Overrides that make a run of any config a matter of seconds."""
 
     def options(path):
+        given = small(path) if classifies(path) else segmenting(path)
+        given |= {"data.num_workers": 0, "data.batch_size": 2, "trainer.precision": 32}
+        given |= {"trainer.max_steps": 2, "trainer.max_epochs": "null"}
+        given |= {"trainer.val_check_interval": "null", "trainer.check_val_every_n_epoch": 1}
+        given |= {"trainer.accelerator": "cpu", "output_dir": tmp_path, "name": "run"}
+        return [item for key, value in given.items() for item in (f"--{key}", str(value))]
+
+    def small(path):
+        given = {"data.root": small_sets, "model.name": "tu-test_resnet"}
+        if "imagenet" in name_of(path):
+            given |= {"data.root": small_sets / "imagenet", "data.crop_size": 32}
+        if "shards" in path.name:
+            shards = "{train: 'train-{0..1}.tar', val: val-0.tar}"
+            length = "{train: 8, val: 5}"
+            given["data.options"] = f"{{shards: {shards}, length: {length}, num_classes: 2}}"
+            given["data.root"] = small_sets / "shards"
+        return given
+
+    def segmenting(path):
         content = yaml.safe_load(path.read_text())
-        sizes = {"crop_size": "[64, 64]", "resize": "null", "val_resize": "null", "batch_size": 2}
+        sizes = {"crop_size": "[64, 64]", "resize": "null", "val_resize": "null"}
         given = {f"data.{key}": value for key, value in sizes.items()}
-        given |= {"data.num_workers": 0, "data.val_batch_size": 1, "data.root": "null"}
+        given |= {"data.val_batch_size": 1, "data.root": "null"}
         given |= {"data.dataset": "synthetic", "data.shorter_side": "null"}
         given["data.options"] = "{length: {train: 4, val: 1}, size: [64, 96]}"
         if "camvid" in name_of(path):
             given |= {"data.dataset": "camvid", "data.root": tiny_camvid, "data.options": "null"}
         if content["model"]["encoder"] == "resnet50" and content["model"]["arch"] in SMALLER:
             given["model.encoder"] = "resnet18"
-        given |= {"trainer.max_steps": 2, "trainer.max_epochs": "null", "trainer.precision": 32}
-        given |= {"trainer.val_check_interval": "null", "trainer.check_val_every_n_epoch": 1}
-        given |= {"trainer.accelerator": "cpu", "output_dir": tmp_path, "name": "run"}
-        return [item for key, value in given.items() for item in (f"--{key}", str(value))]
+        return given
 
     return options
 
 
+def classifies(path):
+    return path.relative_to(ROOT / "configs").parts[0] in CLASSIFIED
+
+
+CLASSIFIED = ("cifar10", "cifar100", "mnist", "fashion_mnist", "imagenet")
 SMALLER = ("deeplabv3", "deeplabv3plus", "pspnet", "unet")
 
 
@@ -57,7 +78,8 @@ def run_two_steps(parser, path, options):
 
 
 def test_there_are_configs():
-    assert len(RUNS) >= 25
+    assert len(RUNS) >= 39
+    assert {path.parent.name for path in RUNS if classifies(path)} == set(CLASSIFIED)
     for arch in ("fcn", "deeplabv3", "deeplabv3plus", "pspnet", "unet"):
         assert sum(path.stem.startswith(f"{arch}_resnet50") for path in RUNS) >= 4
 
@@ -86,6 +108,7 @@ def test_twins_differ_in_the_operator_alone(parser, path):
 
 
 QUICK = [
+    *[name_of(path) for path in RUNS if classifies(path) and path in DECONV],
     "quickstart.yaml",
     "folder_example.yaml",
     "camvid/unet_resnet18_cpu_deconv.yaml",

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from segdeconv.training.command_line import show_help, with_bases
-from segdeconv.training.mistakes import loading, run_tool
+from segdeconv.training.mistakes import UsageError, loading, run_tool
 
 HELP = """\
 usage: python tools/check_data.py --config FILE [--key value …]
@@ -60,6 +60,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--limit", type=int | None, help="samples of each split; null: all")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that read")
     config = parser.read(arguments)
+    if config.task != "segmentation":
+        raise UsageError(
+            f"this tool is for segmentation, and the config is of task {config.task}; "
+            "tools/train.py looks at its data when it starts"
+        )
     numbers = {name: config[name] for name in ("show", "limit", "workers")}
     check_ranges("", numbers, show="0 or more", limit="1 or more", workers="0 or more")
     if config.json:

@@ -54,8 +54,11 @@ def main(arguments: list[str]) -> None:
     if rank > 0:
         return
     print(scores)
-    print(f"\n{record['images']} images of {record['split']}, labels at their own size")
-    print(f"predicted: {record['mode']}")
+    if config.task == "segmentation":
+        print(f"\n{record['images']} images of {record['split']}, labels at their own size")
+        print(f"predicted: {record['mode']}")
+    else:
+        print(f"\n{record['images']} images of {record['split']}, loss {record['loss']:.4f}")
     path = Path(config.json or folder / result_name(record, config, parser.read_run(folder)))
     write_new(path, json.dumps(record, indent=1) + "\n")
     print(f"written to {path}")

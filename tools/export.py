@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
     add("--normalize", action="store_true", help="take pixels 0 to 255")
     add("--size", type=int, nargs=2, help="the only height and width")
     add("--unfolded", action="store_true", help="the run's own layers")
-    folder, config = parser.open_run(run, options)
+    folder, config = parser.open_run(run, options, task="segmentation")
     check_options(config)
     out = Path(config.out or folder / config.what)
     check_writable(out, folder=True)

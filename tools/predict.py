@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
     parser.add_argument("--onnx", type=str | None, help="ONNX file in place of the weights")
     add_prediction_options(parser)
-    folder, config = parser.open_run(run, options)
+    folder, config = parser.open_run(run, options, task="segmentation")
     done, problems = predict_run(parser, config, folder, inputs)
     where = f", written to {config.out}" if done else ""
     print(f"{done} of {done + len(problems)} files predicted{where}")

@@ -229,6 +229,12 @@ class Fit:
         same_but_channels = len(ours) == 4 and ours[:1] + ours[2:] == theirs[:1] + theirs[2:]
         if len(self.misfits) == 1 and same_but_channels:
             return f"it was made for {theirs[1]} channels, the model has in_channels={ours[1]}"
+        layers = {misfit.rsplit(".", 1)[0] for misfit in self.misfits}
+        if len(layers) == 1 and ours[:2] == theirs[:2] and ours[2:] != theirs[2:]:
+            return (
+                f"{shapes}; classifiers for small images have another stem: train one with "
+                "small_input=False (--model.small_input false), whose encoder fits"
+            )
         if any("running_" in key for key in self.misfits):
             return f"{shapes}; operator_options such as block and grouping must be the same"
         return shapes

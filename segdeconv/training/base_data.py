@@ -109,6 +109,13 @@ class RunData(LightningDataModule):
         needs_root = "root" in known and parameters["root"].default is inspect.Parameter.empty
         if needs_root and "root" not in arguments:
             raise ValueError(f"data set {self.dataset!r} needs its folder; give --data.root FOLDER")
+        empty = inspect.Parameter.empty
+        wanted = [f"data.options.{n}" for n in known if parameters[n].default is empty]
+        wanted = [key for key in wanted if key.split(".")[-1] not in arguments]
+        if wanted:
+            raise ValueError(
+                f"data set {self.dataset!r} needs {', '.join(wanted)}; see docs/data.md"
+            )
         arguments |= {name: value for name, value in extra.items() if name in parameters}
         return kind(split=split, transform=transform, **arguments)
 

@@ -117,6 +117,11 @@ class Task(LightningModule):
     def part(self, name: str) -> Iterable[nn.Parameter]:
         """Parameters of the "encoder" or of the "aux_head"."""
 
+    def add_val_loss(self, loss: Tensor, images: int) -> None:
+        """Count the mean loss of a batch of so many images."""
+        # as many values: with nan_strategy "disable", MeanMetric leaves out its argument `weight`
+        self.val_loss.update(loss.expand(images))
+
     @property
     def lr(self) -> float:
         """Learning rate of the first parameter group, now."""

@@ -148,7 +148,7 @@ class ClassificationTask(Task):
         """Count what was recognised in one batch."""
         labels = batch["label"]
         logits = self(batch["image"]).float()
-        self.val_loss.update(F.cross_entropy(logits, labels), weight=len(labels))
+        self.add_val_loss(F.cross_entropy(logits, labels), len(labels))
         self.confusion.update(logits.argmax(1), labels)
         self.top5.update(logits, labels)
 

@@ -294,9 +294,10 @@ class ValStream:
     """
 
     def __init__(self, samples: Shards, data: RunData, count: int | None) -> None:
-        self.samples, self.data, self.count = samples, data, count
+        self.samples, self.data = samples, data
+        self.count = count if count is not None and count < len(samples) else None
         self.rank, self.world_size = rank_and_world_size()
-        if count is not None and count < len(samples) and self.world_size > 1:
+        if self.count is not None and self.world_size > 1:
             raise ValueError("--limit is for one process where shards are read; leave it out")
 
     def __len__(self) -> int:
@@ -311,16 +312,22 @@ class ValStream:
         size = self.data.val_batch_size
         self.samples.plan = Plan(size, rank=self.rank, world_size=self.world_size)
         loader = make_loader(self.samples, None, None, self.data.num_workers, False)
-        seen = 0
+        seen, held = 0, None  # one batch is held back, to find out first whether it is the last
         for batch in together(loader, size):
-            seen += len(batch["image"])
+            if held is not None:
+                yield held
+            seen, held = seen + len(batch["image"]), batch
             if self.count is not None and seen >= self.count:
                 kept = len(batch["image"]) - (seen - self.count)
-                yield {key: value[:kept] for key, value in batch.items()}
-                return
-            yield batch
-        if self.world_size == 1 and seen != self._wanted():
+                held = {key: value[:kept] for key, value in batch.items()}
+                break
+            if seen > len(self.samples):
+                break
+        if self.world_size == 1 and self.count is None and seen != len(self.samples):
+            more = " or more" if seen > len(self.samples) else ""
             raise ValueError(
-                f"the shards of {self.samples.split} hold {seen} samples, and not "
-                f"{self._wanted()}; correct data.options.length"
+                f"the shards of {self.samples.split} hold {seen} samples{more}, and not "
+                f"{len(self.samples)}; correct data.options.length"
             )
+        if held is not None:
+            yield held

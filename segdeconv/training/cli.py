@@ -113,8 +113,15 @@ class ConfigParser:
         """
         return self.read([*run_arguments(folder), *changes])
 
-    def open_run(self, run: str, changes: Sequence[str]) -> tuple[Path, Namespace]:
+    def open_run(
+        self, run: str, changes: Sequence[str], task: str | None = None
+    ) -> tuple[Path, Namespace]:
         """The folder of the run that is called ``run``, and its configuration with the changes.
+
+        Args:
+            run: A folder, or "last".
+            changes: Arguments of the command line.
+            task: The only task whose runs are of use; None: any.
 
         Raises:
             ValueError: If there is no such run, or a key, a value or a file is wrong.
@@ -124,6 +131,13 @@ class ConfigParser:
         # not by reading the changes: they may be of keys that only the run's own task has
         output_dir, _ = last_given(list(with_bases(changes)), "output_dir", "runs")
         folder = find_run(Path(str(output_dir)), run)
+        own, _ = last_given(run_arguments(folder), "task", DEFAULT_TASK)
+        if task not in (None, own):
+            raise UsageError(
+                f"{folder} is a run of task {own}, and this tool is for {task}; tools/eval.py "
+                f"takes both, and tools/train.py --model.weights {folder}/weights.safetensors "
+                "starts from its encoder"
+            )
         return folder, self.read_run(folder, changes)
 
     def write(self, config: Namespace) -> str:

@@ -10,9 +10,12 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from segdeconv.data.labels import LabelSet
-from segdeconv.inference import evaluate
+from segdeconv.inference import Prediction, evaluate
 from segdeconv.models import SegmentationModel
 from segdeconv.models.pretrained import WEIGHTS, is_pretrained
+from segdeconv.training.base_task import Network
+from segdeconv.training.classification import ClassificationTask, build_classifier
+from segdeconv.training.classification_data import ClassificationData
 from segdeconv.training.cli import ConfigParser
 from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.prediction_options import prediction_of, short_name
@@ -43,6 +46,8 @@ def evaluate_run(
         ValueError: If weights or data do not fit the configuration.
     """
     check_ranges("", {"limit": config.limit}, limit="1 or more")
+    if config.task == "classification":
+        return _evaluate_classifier(parser, config, folder, rank)
     if config.save_predictions:
         check_empty(Path(config.save_predictions))
         check_writable(Path(config.save_predictions), folder=True)
@@ -68,20 +73,67 @@ def evaluate_run(
         Path(config.save_predictions) if config.save_predictions else None,
         settings,
     )
+    record = _about(config, folder, path, images, settings, device)
+    record |= {"resize": data.val_resize, **scores.to_dict(data.label_set.class_names)}
+    return scores.table(data.label_set.class_names), record
+
+
+def _about(
+    config: Namespace,
+    folder: Path,
+    path: Path,
+    images: int,
+    settings: Prediction,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What was evaluated, and how."""
     about = environment(config.seed)
-    record = {
+    return {
         "run": str(folder),
         "weights": str(path),
         "split": config.data.val_split,
         "images": images,
         "mode": str(settings),
-        "resize": data.val_resize,
         "precision": settings.precision,
         "device": str(device),
         "commit": about["commit"],
         "versions": about["versions"],
-        **scores.to_dict(data.label_set.class_names),
     }
+
+
+@torch.inference_mode()
+def _evaluate_classifier(
+    parser: ConfigParser, config: Namespace, folder: Path, rank: int
+) -> tuple[str, dict[str, Any]]:
+    """`evaluate_run` of a classifier: images as in validation, one forward each."""
+    settings = prediction_of(config)
+    if replace(settings, precision="float32") != Prediction() or config.save_predictions:
+        raise ValueError(
+            "windows, scales, mirror images and saved predictions are for segmentation; of a "
+            "classifier only --split, --limit, --checkpoint, --device and --precision can be said"
+        )
+    config.data.val_split = config.split or config.data.val_split
+    built = parser.instantiate(config)
+    data: ClassificationData = built.data
+    device = pick_device(config.device)
+    path = checkpoint_path(folder, config.checkpoint)
+    network = build_classifier(
+        replace(built.model, weights=None), data.label_set, data.val_set.channels
+    )
+    task = ClassificationTask(with_weights(network, path), data.label_set).eval().to(device)
+    images = min(config.limit or len(data.val_set), len(data.val_set))
+    batches = data.val_dataloader(images)
+    half = settings.precision != "float32"
+    dtype = getattr(torch, settings.precision) if half else None
+    with torch.autocast(device.type, dtype, enabled=half):
+        for batch in tqdm(
+            batches, desc=config.data.val_split, unit="batch", disable=rank > 0 or None
+        ):
+            task.score_batch({name: batch[name].to(device) for name in ("image", "label")})
+    task.cpu()  # processes add up their counts in main memory
+    scores = task.compute_scores()
+    record = _about(config, folder, path, images, settings, device)
+    record |= {"loss": float(task.val_loss.compute()), **scores.to_dict(data.label_set.class_names)}
     return scores.table(data.label_set.class_names), record
 
 
@@ -92,7 +144,15 @@ def load_network(options: NetworkOptions, label_set: LabelSet, path: Path) -> Se
         ValueError: If they are those of another network, or cannot be read.
     """
     # what training started from is in the run's weights
-    network = build_network(replace(options, weights=None), label_set)
+    return with_weights(build_network(replace(options, weights=None), label_set), path)
+
+
+def with_weights(network: Network, path: Path) -> Network:
+    """The network in evaluation mode, with the weights in ``path``.
+
+    Raises:
+        ValueError: If they are those of another network, or cannot be read.
+    """
     weights = read_weights(path)
     check_fit(network, weights, path)
     network.load_state_dict(weights)
@@ -119,8 +179,8 @@ def result_name(record: dict[str, Any], config: Namespace, own: Namespace) -> st
         name += f"_first{record['images']}"
     mode = short_name(prediction_of(config))
     name += f"_{mode}" if mode else ""
-    size = record["resize"]
-    if size != (own.data.val_resize or own.data.resize):
+    size = record.get("resize")  # a classifier's images have always the size of its validation
+    if config.task == "segmentation" and size != (own.data.val_resize or own.data.resize):
         name += "_{}x{}".format(*size) if size else "_full_size"
     return f"{name}.json"
 

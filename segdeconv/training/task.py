@@ -157,7 +157,7 @@ class SegmentationTask(Task):
         """Count the confusions of one batch, at the size of its labels."""
         mask = batch["mask"]
         logits = resize_logits(self(batch["image"]), mask.shape[-2:])
-        self.val_loss.update(self.loss(logits, mask), weight=len(mask))
+        self.add_val_loss(self.loss(logits, mask), len(mask))
         self.confusion.update(logits.argmax(1), mask)
 
     def compute_scores(self) -> SegmentationScores:

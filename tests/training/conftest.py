@@ -45,3 +45,18 @@ def straight(tiny_config, tmp_path_factory):
     code, folder = train_in(tmp_path_factory.mktemp("straight"), config)
     assert code == 0
     return folder
+
+
+@pytest.fixture
+def classify(small_sets, tmp_path):
+    """``classify("--key", value, …)`` trains a classifier for three epochs of five steps."""
+    config = {
+        "task": "classification",
+        "name": "run",
+        "model": {"name": "tu-test_resnet", "operator_options": {"block": 8}},
+        "data": {"dataset": "cifar10", "root": str(small_sets), "batch_size": 20, "num_workers": 0},
+        "loss": {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1},
+        "optimizer": {"lr": 0.02},
+        "trainer": {"max_epochs": 3, "accelerator": "cpu"},
+    }
+    return lambda *arguments, **options: train_in(tmp_path, config, *arguments, **options)

@@ -93,6 +93,15 @@ def test_validation_scores_the_whole_set_at_the_size_of_its_labels():
     assert task.logged["val/miou"] == scores_from_confusion(confusion).miou
 
 
+def test_the_validation_loss_is_the_mean_over_images():
+    task, batches = Logged(Network(), CAMVID).eval(), [batch(3), batch(1)]
+    for sample in batches:
+        task.validation_step(sample, 0)
+    one, other = (task.loss(task(s["image"]), s["mask"]).item() for s in batches)
+    task.on_validation_epoch_end()
+    assert task.logged["val/loss"] == pytest.approx((3 * one + other) / 4, rel=1e-6)
+
+
 def test_a_second_validation_does_not_count_the_first():
     task = Logged(Network(), CAMVID).eval()
     sample = batch()
