@@ -12,6 +12,8 @@ usage: python tools/eval.py RUN_DIR [--key value …]
 
 Evaluate the network of a run, on whole images if nothing else is said, with the labels at their
 original size. The run's config.yaml says what network it is; the weights file holds numbers only.
+Of a classifier: top-1, top-5, loss, accuracy of each class; --split, --limit, --json, --checkpoint,
+--device and --precision are for it too.
 
   RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
   --split val                 split of the data set

@@ -1,4 +1,4 @@
-"""Train a segmentation network: python tools/train.py --config configs/quickstart.yaml."""
+"""Train a network: python tools/train.py --config configs/quickstart.yaml."""
 
 import sys
 from shlex import quote
@@ -10,22 +10,26 @@ HELP = """\
 usage: python tools/train.py --config FILE [--config FILE …] [--key value …]
        python tools/train.py --resume RUN_DIR|last [--key value …]
 
-Train a segmentation network. Later files win over earlier ones, the command line over all.
+Train a network that segments or classifies. Later files win over earlier ones, the command line
+over all.
 
   python tools/train.py --config configs/quickstart.yaml
-  python tools/train.py --config configs/camvid/unet_resnet18_cpu_deconv.yaml --optimizer.lr 0.05
+  python tools/train.py --config configs/cifar10/resnet18_deconv.yaml --optimizer.lr 0.05
 
 where it goes
   --output_dir runs         folder of all runs
   --name NAME               folder of this run in it; a taken name gets a number behind it
   --resume RUN_DIR|last     go on where a run stopped, in its folder
 the network
-  --model.arch unet         decoder: unet, deeplabv3plus, pspnet, fcn, …
-  --model.encoder resnet50  encoder, by its smp or timm name
+  --task segmentation|classification  whose keys the groups model, data and loss have
+  --model.arch unet         segmentation: decoder unet, deeplabv3plus, pspnet, fcn, …
+  --model.encoder resnet50  its encoder, by its smp or timm name
+  --model.name resnet18     classification: one of the paper's ten, torchvision's, tu-TIMM_NAME
   --model.operator deconv   deconv, batchnorm, groupnorm, …
   --model.operator_options '{block: 16}'
 the data
-  --data.dataset camvid     cityscapes, camvid, folder, synthetic
+  --data.dataset camvid     cityscapes, camvid, folder, synthetic; for classification cifar10,
+                            cifar100, mnist, fashion_mnist, image_folder, webdataset
   --data.root FOLDER
   --data.batch_size 8       per process
   --data.crop_size '[512, 1024]'      --data.resize '[256, 512]'

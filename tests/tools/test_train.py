@@ -133,7 +133,8 @@ def test_help_is_shorter_than_a_screen_and_its_keys_exist(tool, capsys):
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) <= 45
     named = set(re.findall(r"--([\w.-]+)", printed))
-    known = set(ConfigParser().of("segmentation").get_defaults().keys())
+    tasks = ("segmentation", "classification")
+    known = {key for task in tasks for key in ConfigParser().of(task).get_defaults().keys()}
     assert named - known == {"resume", "help-all", "print_config", "debug", "key"}
 
 
