@@ -10,7 +10,7 @@ Shapes: N images, C classes; H, W height and width.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -30,6 +30,7 @@ from segdeconv.metrics import SegmentationScores, scores_from_confusion
 from segdeconv.registry import Registry
 
 Model = Callable[[Tensor], Tensor]
+Observe = Callable[[Sequence[str], Tensor, Tensor, Tensor], None]
 
 TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmsegmentation's, each also mirrored
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -285,6 +286,42 @@ def predict(
     Raises:
         ValueError: If ``memory="rows"`` shall answer at another size than the images'.
     """
+    return _answer(model, images, size, settings, device, lambda scores: scores.argmax(1))
+
+
+@torch.no_grad()
+def predict_with_confidence(
+    model: Model,
+    images: Tensor,
+    size: tuple[int, int] | None = None,
+    settings: Prediction = WHOLE,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `predict`, with the probability of each prediction.
+
+    Returns:
+        Classes (N, height, width) int64, and their probabilities, 0 to 1, of the same shape.
+    """
+
+    def answer(scores: Tensor) -> Tensor:
+        classes = scores.argmax(1, keepdim=True)
+        # the mean over several views is one of probabilities already
+        probabilities = scores if len(settings.views) > 1 else scores.float().softmax(1)
+        return torch.cat([classes.to(probabilities), probabilities.gather(1, classes)], 1)
+
+    both = _answer(model, images, size, settings, device, answer)
+    return both[:, 0].long(), both[:, 1]
+
+
+def _answer(
+    model: Model,
+    images: Tensor,
+    size: tuple[int, int] | None,
+    settings: Prediction,
+    device: torch.device | str | None,
+    answer: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """What ``answer`` makes of the scores (N, C, rows, W), of all rows."""
     device = torch.device(device or images.device)
     if settings.memory == "rows":
         if size not in (None, _size(images)):
@@ -292,16 +329,20 @@ def predict(
                 f"memory='rows' answers at the size of the images, {_size(images)}, and {size} is "
                 "wanted; leave the images at their size, or take memory='cpu'"
             )
-        return _predict_rows(model, images.cpu(), settings, device)
+        return _answer_rows(model, images.cpu(), settings, device, answer)
     images = images.to(device if settings.memory == "device" else "cpu")
     forward = _on_device(model, settings, device, images.device)
-    return predict_scores(forward, images, size, settings).argmax(1)
+    return answer(predict_scores(forward, images, size, settings))
 
 
-def _predict_rows(
-    model: Model, images: Tensor, settings: Prediction, device: torch.device
+def _answer_rows(
+    model: Model,
+    images: Tensor,
+    settings: Prediction,
+    device: torch.device,
+    answer: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Classes (N, H, W) of images in main memory, all views of one row of windows at a time."""
+    """Answers to images in main memory, all views of one row of windows at a time."""
     within = replace(settings, crop_size=None, stride=None, memory="device")
     forward = _on_device(model, settings, device, device)
 
@@ -309,7 +350,7 @@ def _predict_rows(
         return predict_scores(forward, windows.to(device), None, within)
 
     rows = slide_rows(all_views, images, settings)
-    return torch.cat([logits.argmax(1) for logits in rows], 1)
+    return torch.cat([answer(scores) for scores in rows], -2)
 
 
 def _on_device(
@@ -339,6 +380,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     save_to: Path | None = None,
     settings: Prediction = WHOLE,
+    observe: Observe | None = None,
 ) -> SegmentationScores:
     """Scores of a model over a whole set, labels at their own size.
 
@@ -353,6 +395,7 @@ def evaluate(
         device: Where the model is.
         save_to: Folder for one PNG of label ids per image, named after it; None writes none.
         settings: How each image is predicted.
+        observe: Sees each batch too: names, classes, their probabilities, true classes.
     """
     metric = MulticlassConfusionMatrix(
         label_set.num_classes,
@@ -362,8 +405,13 @@ def evaluate(
     ).to(device)
     for batch in batches:
         mask = batch["mask"].to(device)
-        predicted = predict(model, batch["image"], _size(mask), settings, device)
-        metric.update(predicted.to(device), mask)
+        if observe is None:
+            predicted = predict(model, batch["image"], _size(mask), settings, device).to(device)
+        else:
+            both = predict_with_confidence(model, batch["image"], _size(mask), settings, device)
+            predicted, confidence = (part.to(device) for part in both)
+            observe(batch["name"], predicted, confidence, mask)
+        metric.update(predicted, mask)
         if save_to is not None:
             for name, labels in zip(batch["name"], predicted, strict=True):
                 save_label_ids(save_to / f"{name}.png", labels, label_set)

@@ -45,6 +45,7 @@ def tiny_config(tiny_camvid):
     """A config of a very small network on very small images."""
     return {
         "name": "run",
+        "write_report": False,
         "model": {
             "arch": "unet",
             "encoder": "tu-mobilenetv3_small_050",

@@ -35,6 +35,7 @@ def tiny(tmp_path, tiny_camvid, small_sets):
         given |= {"trainer.max_steps": 2, "trainer.max_epochs": "null"}
         given |= {"trainer.val_check_interval": "null", "trainer.check_val_every_n_epoch": 1}
         given |= {"trainer.accelerator": "cpu", "output_dir": tmp_path, "name": "run"}
+        given["write_report"] = "false"
         return [item for key, value in given.items() for item in (f"--{key}", str(value))]
 
     def small(path):

@@ -21,6 +21,7 @@ Of a classifier: top-1, top-5, loss, accuracy of each class; --split, --limit, -
   --save-predictions FOLDER   write a PNG of label ids for each image; into a new or empty folder
   --json FILE                 where the scores go; default: RUN_DIR/eval_SPLIT_CHECKPOINT.json,
                               with _first10 behind it for --limit 10, _tta for --tta, …
+  --report FILE               an HTML page to look at; default: beside the scores; none: no page
 {PREDICTION_HELP}
   --data.root FOLDER          and any other key of the run's config
 
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> None:
         from segdeconv.training.evaluation import evaluate_run, result_name
         from segdeconv.training.prediction_options import add_prediction_options
         from segdeconv.training.processes import joined_processes
+        from segdeconv.training.reporting import only_warning, write_report
         from segdeconv.training.run_folder import check_writable, write_new
 
     parser = ConfigParser()
@@ -49,10 +51,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--save-predictions", type=str | None, help="folder for label id PNGs")
     parser.add_argument("--json", type=str | None, help="file for the scores")
     add_prediction_options(parser)
+    parser.add_argument("--report", type=str | None, help="HTML file; none: no report")
     folder, config = parser.open_run(run, options)
     check_writable(Path(config.json or folder / "eval.json"))
+    if config.report not in (None, "none"):
+        check_writable(Path(config.report))
     with joined_processes() as rank:
-        scores, record = evaluate_run(parser, config, folder, rank)
+        scores, record, evaluation = evaluate_run(parser, config, folder, rank)
     if rank > 0:
         return
     print(scores)
@@ -64,6 +69,12 @@ def main(arguments: list[str]) -> None:
     path = Path(config.json or folder / result_name(record, config, parser.read_run(folder)))
     write_new(path, json.dumps(record, indent=1) + "\n")
     print(f"written to {path}")
+    if config.report == "none":
+        return
+    report = Path(config.report or path.with_suffix(".html"))
+    with only_warning():
+        write_report(report, folder, evaluation)
+        print(f"report: {report}")
 
 
 if __name__ == "__main__":

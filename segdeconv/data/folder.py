@@ -62,7 +62,9 @@ class FolderDataset(PairedImages):
         )
         if not self.classes_path.is_file():
             content = ", ".join(sorted(entry.name for entry in root.iterdir())[:5]) or "nothing"
-            raise ValueError(f"no classes file {self.classes_path}; {root} holds {content}; {layout}")
+            raise ValueError(
+                f"no classes file {self.classes_path}; {root} holds {content}; {layout}"
+            )
         label_set = load_label_set(self.classes_path)
         try:
             pairs = match_by_stem(

@@ -147,9 +147,7 @@ class Shards(IterableDataset[dict[str, Any]]):
             label = int(sample[self.label_key])
         except ValueError:
             text = sample[self.label_key][:40]
-            raise ValueError(
-                f"{where}: its label is {text!r}; expected a number in text"
-            ) from None
+            raise ValueError(f"{where}: its label is {text!r}; expected a number in text") from None
         self.label_set.check([label], where)
         image = _decode(sample[ending], where)
         if self.transform is None:

@@ -193,6 +193,7 @@ def make_parser(task: str) -> ArgumentParser:
         help="processor threads that calculate; null: torch's choice, which is every core",
     )
     add("--check_data", type=bool, default=True, help="look at files first")
+    add("--write_report", type=bool, default=True, help="report.html at the end of training")
     add(
         "--ema_decay",
         type=float | None,

@@ -1,6 +1,7 @@
 """Evaluate the network of a run: its config says what it is, its weights are numbers only."""
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from segdeconv.data.labels import LabelSet
 from segdeconv.inference import Prediction, evaluate
 from segdeconv.models import SegmentationModel
 from segdeconv.models.pretrained import WEIGHTS, is_pretrained
+from segdeconv.report import Evaluation, Observer
 from segdeconv.training.base_task import Network
 from segdeconv.training.classification import ClassificationTask, build_classifier
 from segdeconv.training.classification_data import ClassificationData
@@ -21,26 +23,28 @@ from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.prediction_options import prediction_of, short_name
 from segdeconv.training.processes import wait_for_all
 from segdeconv.training.ranges import check_ranges
+from segdeconv.training.reporting import look, only_warning, peak_memory
 from segdeconv.training.run_folder import check_fit, check_writable, environment, read_weights
 from segdeconv.training.task import NetworkOptions, build_network
 
 
 def evaluate_run(
     parser: ConfigParser, config: Namespace, folder: Path, rank: int = 0
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, dict[str, Any], Evaluation | None]:
     """Score the network that ``config`` describes, with weights out of ``folder``.
 
     In several processes each takes its share of the images, and all of them get all scores.
 
     Args:
         parser: What read the configuration.
-        config: A run's configuration, with checkpoint, split, limit, device, save_predictions and
-            the options of `segdeconv.training.prediction_options`.
+        config: A run's configuration, with checkpoint, split, limit, device, save_predictions,
+            report ("none" if none is wanted) and the options of
+            `segdeconv.training.prediction_options`.
         folder: The run's folder.
         rank: Number of this process; the first one shows progress.
 
     Returns:
-        A table to print, and everything as JSON types.
+        A table to print, everything as JSON types, and what a report shows, of the first process.
 
     Raises:
         ValueError: If weights or data do not fit the configuration.
@@ -60,6 +64,8 @@ def evaluate_run(
     path = checkpoint_path(folder, config.checkpoint)
     network = load_network(built.model, data.label_set, path).to(device)
     images = min(config.limit or len(data.val_set), len(data.val_set))
+    observer = Observer(data.label_set.num_classes, data.val_set.ignore_index)
+    started = time.monotonic()
     scores = evaluate(
         network,
         tqdm(
@@ -72,10 +78,25 @@ def evaluate_run(
         device,
         Path(config.save_predictions) if config.save_predictions else None,
         settings,
+        None if config.report == "none" else observer,
     )
+    facts = _speed(images, started)
     record = _about(config, folder, path, images, settings, device)
     record |= {"resize": data.val_resize, **scores.to_dict(data.label_set.class_names)}
-    return scores.table(data.label_set.class_names), record
+    evaluation = None
+    if config.report != "none":
+        observer.gather()
+        if rank == 0:
+            seen = f"all {images} images of {record['split']}"
+            with only_warning():
+                evaluation = look(observer, network, data, device, seen, facts, record, settings)
+    return scores.table(data.label_set.class_names), record, evaluation
+
+
+def _speed(images: int, started: float) -> dict[str, str]:
+    """How fast an evaluation was, in words."""
+    rate = images / (time.monotonic() - started)
+    return {"evaluation": f"{rate:.3g} images/s, loading included", **peak_memory()}
 
 
 def _about(
@@ -104,7 +125,7 @@ def _about(
 @torch.inference_mode()
 def _evaluate_classifier(
     parser: ConfigParser, config: Namespace, folder: Path, rank: int
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, dict[str, Any], Evaluation]:
     """`evaluate_run` of a classifier: images as in validation, one forward each."""
     settings = prediction_of(config)
     if replace(settings, precision="float32") != Prediction() or config.save_predictions:
@@ -123,6 +144,7 @@ def _evaluate_classifier(
     task = ClassificationTask(with_weights(network, path), data.label_set).eval().to(device)
     images = min(config.limit or len(data.val_set), len(data.val_set))
     batches = data.val_dataloader(images)
+    started = time.monotonic()
     half = settings.precision != "float32"
     dtype = getattr(torch, settings.precision) if half else None
     with torch.autocast(device.type, dtype, enabled=half):
@@ -134,7 +156,8 @@ def _evaluate_classifier(
     scores = task.compute_scores()
     record = _about(config, folder, path, images, settings, device)
     record |= {"loss": float(task.val_loss.compute()), **scores.to_dict(data.label_set.class_names)}
-    return scores.table(data.label_set.class_names), record
+    evaluation = Evaluation(record, facts=_speed(images, started))
+    return scores.table(data.label_set.class_names), record, evaluation
 
 
 def load_network(options: NetworkOptions, label_set: LabelSet, path: Path) -> SegmentationModel:

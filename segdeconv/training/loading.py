@@ -8,7 +8,7 @@ Evaluation gives process r the images r, r + world, …: nothing is counted twic
 sampler pads, and counted 5 images as 6 with two processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -155,7 +155,7 @@ def collate(samples: list[Any]) -> Any:
 
 def make_loader(
     samples: Dataset[dict[str, Any]],
-    sampler: Sampler[Any] | None,
+    sampler: Sampler[Any] | Sequence[Any] | None,
     batch_size: int | None,
     num_workers: int,
     keep_workers: bool,

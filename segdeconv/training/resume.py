@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 
 # Where and how it runs, not what it computes (rounding aside).
 FREE = {
-    *("config", "output_dir", "threads", "check_data", "save_every_n_steps"),
+    *("config", "output_dir", "threads", "check_data", "write_report", "save_every_n_steps"),
     *("data.root", "data.num_workers", "data.val_batch_size"),
     *("model.compile", "model.channels_last"),
     *("trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes"),

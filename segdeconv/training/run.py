@@ -25,6 +25,7 @@ from segdeconv.training.cli import ConfigParser
 from segdeconv.training.mistakes import RunStopped
 from segdeconv.training.progress import Progress
 from segdeconv.training.recording import SaveRun
+from segdeconv.training.reporting import report_training
 from segdeconv.training.resume import check_changes, check_complete, finished
 from segdeconv.training.run_folder import (
     WholeCheckpointIO,
@@ -107,6 +108,8 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
         if not earlier and not record.began and is_first_process():
             shutil.rmtree(folder)  # a start that failed is no run
         raise
+    if config.write_report and is_first_process():
+        report_training(folder, task.network, built.data, trainer.strategy.root_device)
     return folder
 
 

@@ -103,7 +103,10 @@ def test_two_images_of_one_name_are_refused(own, write, random_image):
     [
         ({"split": "val"}, "val/images is not a folder; expected images there"),
         ({"masks": "nowhere"}, "nowhere is not a folder; expected label maps there"),
-        ({"masks": "nowhere"}, "for each image in .*images a label map .* in .*nowhere, as docs/data"),
+        (
+            {"masks": "nowhere"},
+            "for each image in .*images a label map .* in .*nowhere, as docs/data",
+        ),
         ({"images": "empty"}, r"no images in .*empty; expected files ending in \.png"),
         ({"names": "nowhere.txt"}, "cannot read the list of names"),
         ({"names": "twice.txt"}, "lists b more than once"),

@@ -1,0 +1,89 @@
+"""Images with their labels and predictions, small enough for a page.
+
+The page draws labels itself, so that classes can be hidden: they travel as runs of equal pixels,
+row by row, three bytes each (class, length as two bytes, low one first), in base64.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from segdeconv.data.readers import ImageArray, LabelArray
+from segdeconv.pictures import encode
+
+LONGEST_SIDE = 480  # pixels; an example then takes about 60 kB
+_LONGEST_RUN = 0xFFFF
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its labels.
+
+    Attributes:
+        name: Of the image.
+        score: Its mean IoU, 0 to 1.
+        rank: 1 for the best of all images that were scored.
+        image: Address of a JPEG, with the picture in it ("data:image/jpeg;base64,…").
+        width: Of picture and labels, in pixels.
+        height: The same.
+        truth: True classes as base64 of runs.
+        prediction: Predicted classes, likewise.
+    """
+
+    name: str
+    score: float
+    rank: int
+    image: str
+    width: int
+    height: int
+    truth: str
+    prediction: str
+
+
+def choose(scores: Mapping[str, float], count: int) -> list[tuple[int, str]]:
+    """Rank and name of images from the best to the worst, evenly spread over the ranks.
+
+    Args:
+        scores: Name of each image -> its score.
+        count: How many; all, if there are no more.
+    """
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    ranks = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
+    return [(rank + 1, ranked[rank]) for rank in ranks.tolist()]
+
+
+def make_example(
+    name: str,
+    score: float,
+    rank: int,
+    image: ImageArray,
+    truth: LabelArray,
+    prediction: LabelArray,
+) -> Example:
+    """Shrink an image (H, W, 3) and its classes (H, W) and pack them."""
+    factor = min(1, LONGEST_SIDE / max(truth.shape))
+    height, width = (max(1, round(side * factor)) for side in truth.shape)
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
+    jpeg = base64.b64encode(encode(np.asarray(small), ".jpg")).decode()
+    packed = []
+    for labels in (truth, prediction):
+        picture = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
+        packed.append(base64.b64encode(pack(np.asarray(picture))).decode())
+    uri = f"data:image/jpeg;base64,{jpeg}"
+    return Example(name, score, rank, uri, width, height, packed[0], packed[1])
+
+
+def pack(labels: LabelArray) -> bytes:
+    """Runs of equal labels (H, W) uint8, row by row."""
+    flat = labels.ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
+    lengths = np.diff(starts, append=flat.size)
+    pieces = -(-lengths // _LONGEST_RUN)  # a long run is cut into pieces
+    values = np.repeat(flat[starts], pieces)
+    cut = np.full(len(values), _LONGEST_RUN)
+    last = np.cumsum(pieces) - 1
+    cut[last] = lengths - (pieces - 1) * _LONGEST_RUN
+    return np.stack([values, cut & 0xFF, cut >> 8], 1).astype(np.uint8).tobytes()
