@@ -16,7 +16,8 @@ Samples are stored column-major, (columns, S): the released interleaved blocks a
 
 Files: `sampling` reads patches and takes their moments, `blocks` says how columns fall into blocks,
 `roots` takes the inverse root (`polynomials` holds the fits), `kernels` does both in Triton on CUDA
-and is imported only when asked for, `merging` puts the result into kernel and bias.
+and is imported only when asked for, `merging` puts the result into kernel and bias; `products`
+multiplies matrices.
 """
 
 from segdeconv.whitening.blocks import Blocks, Share, largest_divisor, released_block

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from segdeconv.whitening.blocks import Blocks
+from segdeconv.whitening.products import matmul
 
 
 def merge(
@@ -32,7 +33,7 @@ def merge(
         Kernel in the shape of ``weight``, in ``dtype``; bias (O,) in the precision of ``root``.
     """
     rows = blocks.split_kernel(weight.to(root.dtype))
-    kernel = blocks.join_kernel(torch.bmm(rows, root), weight.shape).to(dtype or root.dtype)
+    kernel = blocks.join_kernel(matmul(rows, root), weight.shape).to(dtype or root.dtype)
     shift = _shift(kernel.to(root.dtype), mean, blocks)
     return kernel, -shift if bias is None else bias.to(root.dtype) - shift
 

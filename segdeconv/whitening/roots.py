@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segdeconv.whitening.polynomials import Stages, derivative, evaluate, fitted_polynomial
+from segdeconv.whitening.products import product
 
 Backend = Literal[
     "auto",
@@ -198,17 +199,17 @@ class _EighRoot(torch.autograd.Function):
         gain = newton_schulz_gain(values, n_iter)
         ctx.n_iter = n_iter
         ctx.save_for_backward(unit, scale, values, vectors, gain)
-        root: Tensor = (vectors * gain[..., None, :]) @ vectors.mT * scale.rsqrt()
-        return root
+        return product(vectors * gain[..., None, :], vectors.mT) * scale.rsqrt()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         unit, scale, values, vectors, gain = ctx.saved_tensors
         grad = 0.5 * scale.rsqrt() * (grad + grad.mT)
-        in_basis = vectors.mT @ grad @ vectors
+        in_basis = product(product(vectors.mT, grad), vectors)
         inner = (in_basis.diagonal(dim1=-2, dim2=-1) * gain).sum(-1)[..., None, None]
-        grad_B = vectors @ (in_basis * divided_differences(values, ctx.n_iter)) @ vectors.mT
+        weighted = in_basis * divided_differences(values, ctx.n_iter)
+        grad_B = product(product(vectors, weighted), vectors.mT)
         return _grad_of_scaled(grad_B, scale, unit, inner), None
 
 

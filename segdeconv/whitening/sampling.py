@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segdeconv.whitening.blocks import Blocks
+from segdeconv.whitening.products import product
 
 Pair = tuple[int, int]
 
@@ -301,11 +302,11 @@ def _gram(rows: Tensor) -> Tensor:
     """
     number, size, _ = rows.shape
     if rows.device.type != "cpu" or number > 1 or size < 128:
-        return torch.bmm(rows, rows.mT)
+        return product(rows, rows.mT)
     gram = rows.new_empty(1, size, size)
     for stripe in range(4):
         above, below = stripe * size // 4, (stripe + 1) * size // 4
-        gram[:, above:below, above:] = torch.bmm(rows[:, above:below], rows[:, above:].mT)
+        gram[:, above:below, above:] = product(rows[:, above:below], rows[:, above:].mT)
         gram[:, below:, above:below] = gram[:, above:below, below:].mT
     return gram
 
@@ -362,7 +363,7 @@ def add_moments_gradient(
         grad_x = grad_x.contiguous()
     # The path through the centring vanishes: the centred samples sum to zero.
     both = (grad_covariance + grad_covariance.mT).div_(centred.shape[-1])
-    grad = blocks.unpool(torch.bmm(both, centred))
+    grad = blocks.unpool(product(both, centred))
     grad = blocks.centre_(grad, grad_mean / -blocks.rows_per_mean(grad.shape[1]))
     return sampling.add_back(grad_x, grad)
 
