@@ -5,6 +5,7 @@ row by row, three bytes each (class, length as two bytes, low one first), in bas
 """
 
 import base64
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from segdeconv.data.readers import ImageArray, LabelArray
-from segdeconv.pictures import encode
 
-LONGEST_SIDE = 480  # pixels; an example then takes about 60 kB
+LONGEST_SIDE = 480  # pixels; an example then takes 100 kB at most
 _LONGEST_RUN = 0xFFFF
 
 
@@ -67,12 +67,13 @@ def make_example(
     factor = min(1, LONGEST_SIDE / max(truth.shape))
     height, width = (max(1, round(side * factor)) for side in truth.shape)
     small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
-    jpeg = base64.b64encode(encode(np.asarray(small), ".jpg")).decode()
+    jpeg = io.BytesIO()
+    small.save(jpeg, "JPEG", quality=80)
     packed = []
     for labels in (truth, prediction):
         picture = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
         packed.append(base64.b64encode(pack(np.asarray(picture))).decode())
-    uri = f"data:image/jpeg;base64,{jpeg}"
+    uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
     return Example(name, score, rank, uri, width, height, packed[0], packed[1])
 
 

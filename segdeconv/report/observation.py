@@ -30,18 +30,21 @@ class Calibration:
 
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, BINS, dtype=torch.float64))
 
-    def update(self, confidence: Tensor, right: Tensor) -> None:
+    def update(self, confidence: Tensor, right: Tensor, labelled: Tensor | None = None) -> None:
         """Count pixels.
 
         Args:
             confidence: Probability of the predicted class, 0 to 1, of any shape.
             right: Whether it is the true one, of the same shape.
+            labelled: Whether a pixel counts, of the same shape; None: all do.
         """
-        confidence, right = confidence.flatten().double(), right.flatten().double()
-        bins = (confidence * BINS).long().clamp(0, BINS - 1)
-        ones = torch.ones_like(confidence)
-        rows = [torch.bincount(bins, w, minlength=BINS) for w in (ones, confidence, right)]
-        self.sums += torch.stack(rows).cpu()
+        bins = (confidence * BINS).long().clamp_(0, BINS - 1)
+        if labelled is not None:
+            bins = torch.where(labelled, bins, BINS)  # one more, which is left out
+        bins, right = bins.flatten(), right.flatten()
+        counts = torch.bincount(2 * bins + right, minlength=2 * BINS)[: 2 * BINS].view(BINS, 2)
+        sums = torch.bincount(bins, confidence.flatten().double(), minlength=BINS)[:BINS]
+        self.sums += torch.stack([counts.sum(1).double(), sums, counts[:, 1].double()]).cpu()
 
     @property
     def error(self) -> float:
@@ -87,8 +90,7 @@ class Observer:
             confidence: Their probabilities, (N, H, W).
             masks: True classes, (N, H, W).
         """
-        labelled = masks != self.ignore_index
-        self.calibration.update(confidence[labelled], (classes == masks)[labelled])
+        self.calibration.update(confidence, classes == masks, masks != self.ignore_index)
         for name, predicted, mask in zip(names, classes, masks, strict=True):
             counts = multiclass_confusion_matrix(
                 predicted, mask, self.num_classes, None, self.ignore_index, validate_args=False

@@ -11,6 +11,7 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 from PIL import Image
 from torch.multiprocessing import start_processes
@@ -152,6 +153,11 @@ def test_two_processes_count_each_of_three_images_once(trained, tool, load_tool)
     one, two = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))
     assert one["confusion"] == two["confusion"] and one["images"] == two["images"] == 3
     assert len(list(Path("shown").iterdir())) == 3
+    pages = [
+        BeautifulSoup(Path(f"{name}.html").read_text(), "html.parser") for name in ("one", "two")
+    ]
+    shown = [[page.select_one(part).get_text() for part in ("#ece", "#examples")] for page in pages]
+    assert shown[0] == shown[1]  # what the other process saw counts, too
 
 
 def test_windows_scales_and_mirror_images_have_result_files_of_their_own(trained, tool):
