@@ -1,8 +1,7 @@
 """Photographs in tar files (WebDataset shards), streamed from disk or from anywhere else.
 
 A shard is a tar file in which the files of a sample stand together: `0001.jpg`, `0001.cls`.  What
-can be streamed is what the library webdataset opens: paths, http(s) and cloud URLs, `pipe:`
-commands.
+can be streamed is what the library webdataset opens: paths, http(s) and cloud URLs, and commands.
 
 In an epoch each shard is read by one loader process of one training process, so each sample is seen
 once.  Shards come in an order drawn from (seed, epoch), samples through a buffer that is shuffled

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from segdeconv.training.loading import mix_seeds
+from segdeconv.training.mistakes import DIVERGED
 
 
 class StopRequest:
@@ -78,7 +79,7 @@ def check_finite(loss: float, task: nn.Module, step: int) -> None:
         return
     what = f"the loss is {loss}" if not finite else "a weight is no finite number"
     raise ValueError(
-        f"{what} at step {step}; nothing was saved since it was one: lower optimizer.lr, or set "
+        f"{what} at step {step}; {DIVERGED}: lower optimizer.lr, or set "
         "schedule.warmup_steps or trainer.gradient_clip_val, and look at data.mean and data.std"
     )
 

@@ -15,6 +15,9 @@ OF_LIBRARIES = ("MisconfigurationException", "OutOfMemoryError")
 """Names of Lightning's and torch's errors that are the user's to mend; a tool knows them without
 loading either."""
 
+DIVERGED = "nothing was saved since it was one"
+"""Part of what is said of a run whose loss or weights are no numbers any more."""
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
