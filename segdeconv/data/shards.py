@@ -99,7 +99,10 @@ class Shards(IterableDataset[dict[str, Any]]):
         wds = _library()
         for url in urls:
             try:
-                yield from wds.tariterators.tarfile_samples(iter([{"url": url}]))
+                stream = _Watched(wds.gopen(url))
+                files = wds.tariterators.tar_file_expander(iter([{"url": url, "stream": stream}]))
+                yield from wds.tariterators.group_by_keys(files)
+                stream.check_end()
             except Exception as error:  # of tar, of a compression, of a stream, of a command
                 reason = str(error.args[0] if error.args else error).split("\n")[0]
                 raise ValueError(
@@ -157,6 +160,35 @@ class Shards(IterableDataset[dict[str, Any]]):
             seeds = np.random.SeedSequence((self.plan.seed, self.plan.epoch, key))
             self.transform.set_random_seed(int(seeds.generate_state(1)[0]))
         return {"image": self.transform(image), "label": label}
+
+
+class _Watched:
+    """A stream of a tar file that knows whether it came to its end.
+
+    Python's tarfile takes a file that is cut within a header for a whole one.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.head, self.tail = stream, b"", b""
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self.stream.read(size)
+        self.head = self.head or data[:6]
+        self.tail = (self.tail + data[-1024:])[-1024:]
+        return data
+
+    def check_end(self) -> None:
+        """Read what is left, and look for the two empty blocks that end a tar file.
+
+        Raises:
+            EOFError: If they are not there; of a compressed file nothing is known.
+        """
+        while self.read(2**20):
+            pass
+        self.stream.close()
+        packed = self.head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
+        if not packed and (any(self.tail) or len(self.tail) < 1024):
+            raise EOFError("its end mark is missing")
 
 
 class Plan:

@@ -136,7 +136,8 @@ def remaining_seconds(cell: Cell, results: Sequence[Mapping[str, Any]]) -> float
     alike = [each for each in same if each["operator"] == cell.operator] or same
     if not alike:
         return None
-    return cell.epochs * statistics.mean(r["curve"]["seconds"][-1] / r["epochs"] for r in alike)
+    each = [float(run["curve"]["seconds"][-1]) / run["epochs"] for run in alike]
+    return float(cell.epochs * statistics.mean(each))
 
 
 # ------------------------------------------------------------------------------------------- report

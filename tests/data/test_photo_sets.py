@@ -1,4 +1,4 @@
-"""ImageNet's two forms: class folders as torchvision reads them, tar shards with each sample once."""
+"""ImageNet's two forms: class folders as torchvision reads them, tar shards, each sample once."""
 
 import random
 import sys
@@ -161,7 +161,7 @@ def test_a_command_can_give_a_shard(shards, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_is_cut_short_is_one_sentence_and_no_hang(shards, tmp_path, workers):
     content = (tmp_path / "train-2.tar").read_bytes()
-    for length in (900, 3000, len(content) // 2, len(content) - 9000):
+    for length in (900, 3000, len(content) // 2, len(content.rstrip(b"\0")) + 300):
         (tmp_path / "train-2.tar").write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"cannot read the shard .*train-2.tar .*cut short"):
             epoch(shards(), workers=workers)
