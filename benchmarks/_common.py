@@ -174,11 +174,6 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(over, under, strict=True)])
 
 
-def mean_and_stdev(values: Sequence[float]) -> tuple[float, float | None]:
-    """Of runs with several seeds; one run has no deviation."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
 def autocast(device: str, dtype: torch.dtype | None) -> torch.autocast:
     """Mixed precision, or none."""
     return torch.autocast(device, dtype, enabled=dtype is not None)
@@ -257,17 +252,6 @@ def with_range(values: Mapping[str, float], form: str, scale: float = 1) -> str:
     """A `spread` as "median (minimum-maximum)"."""
     median, least, most = (format(scale * values[key], form) for key in ("median", "min", "max"))
     return f"{median} ({least}-{most})"
-
-
-def percent(mean: float, stdev: float | None) -> str:
-    """A share in per cent, with its deviation over several runs."""
-    return f"{100 * mean:.2f}" + (f" ± {100 * stdev:.2f}" if stdev is not None else "")
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are figures."""
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def plot_ratios(

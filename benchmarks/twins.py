@@ -13,64 +13,53 @@ the figures flatter both a little.
 """
 
 import argparse
-import csv
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _common import (
-    RESULTS,
-    ROOT,
-    environment,
-    markdown_table,
-    mean_and_stdev,
-    percent,
-    write_result,
-)
+from _common import RESULTS, ROOT, environment, write_result
+
+from segdeconv.training import grid
+from segdeconv.training.grid import curve, markdown_table, mean_and_stdev, percent
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(grid.Job):
     """One run: a config at a learning rate with a seed."""
 
     config: Path
     lr: float
     seed: int
-    runs: Path
 
-    @property
-    def folder(self) -> Path:
-        """Where the run is kept."""
-        return self.runs / f"{self.config.stem}-lr{self.lr:g}-seed{self.seed}"
-
-    @property
-    def command(self) -> list[str]:
-        """What starts it."""
-        options = {"optimizer.lr": self.lr, "seed": self.seed, "name": self.folder.name}
-        given = [item for key, value in options.items() for item in (f"--{key}", str(value))]
-        return ["--config", str(self.config), "--output_dir", str(self.runs), *given]
+    @classmethod
+    def of(cls, config: Path, lr: float, seed: int, options: argparse.Namespace) -> "Job":
+        """The run with what stands behind ``--``."""
+        folder = options.runs / options.name / f"{config.stem}-lr{lr:g}-seed{seed}"
+        given = {"--config": config, "--optimizer.lr": lr, "--seed": seed}
+        arguments = [str(item) for pair in given.items() for item in pair]
+        return cls(folder, (*arguments, *options.overrides), config, lr, seed)
 
 
 def main() -> None:
     """Run what is missing, compare, write JSON, table and curves."""
     arguments = parse()
-    runs = arguments.runs / arguments.name
     configs, rates, seeds = arguments.configs, arguments.lr, arguments.seeds
-    first = [Job(config, lr, seeds[0], runs) for config in configs for lr in rates]
-    train_all(first, arguments)
+
+    def job(config: Path, lr: float, seed: int) -> Job:
+        return Job.of(config, lr, seed, arguments)
+
+    first = [job(config, lr, seeds[0]) for config in configs for lr in rates]
+    train_all(first, arguments.jobs)
     best = {
-        config: max(rates, key=lambda lr: final(Job(config, lr, seeds[0], runs)))
-        for config in configs
+        config: max(rates, key=lambda lr: final(job(config, lr, seeds[0]))) for config in configs
     }
-    more = [Job(config, best[config], seed, runs) for seed in seeds[1:] for config in configs]
-    train_all(more, arguments)
-    jobs = {config: [Job(config, best[config], seed, runs) for seed in seeds] for config in configs}
+    more = [job(config, best[config], seed) for seed in seeds[1:] for config in configs]
+    train_all(more, arguments.jobs)
+    jobs = {config: [job(config, best[config], seed) for seed in seeds] for config in configs}
     record = {
         "environment": environment(),
         "overrides": arguments.overrides,
@@ -107,32 +96,18 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def train_all(jobs: list[Job], arguments: argparse.Namespace) -> None:
-    """Train what is not finished, ``arguments.jobs`` at a time; stop at the first failure."""
-    missing = [job for job in jobs if not finished(job)]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda job: train(job, arguments.overrides), missing))
+def train_all(jobs: list[Job], parallel: int) -> None:
+    """Train what is not finished, ``parallel`` at a time; stop at the first failure."""
 
+    def said(job: Job) -> None:
+        print(f"{job.folder.name}: {job.failure or f'mIoU {100 * final(job):.2f}'}", flush=True)
 
-def train(job: Job, overrides: list[str]) -> None:
-    """Start or resume one run, its output in a log beside the folders."""
-    job.runs.mkdir(parents=True, exist_ok=True)
-    resumable = (job.folder / "checkpoints" / "last.ckpt").exists()
-    command = ["--resume", str(job.folder)] if resumable else [*job.command, *overrides]
-    print("train", *command, flush=True)
-    with (job.runs / f"{job.folder.name}.log").open("a") as log:
-        done = subprocess.run(
-            [sys.executable, "tools/train.py", *command], cwd=ROOT, stdout=log, stderr=log
-        )
-    if done.returncode:
-        raise SystemExit(f"{job.folder.name} failed, see {log.name}")
-    (job.folder / "finished").touch()
-    print(f"{job.folder.name}: mIoU {100 * final(job):.2f}", flush=True)
-
-
-def finished(job: Job) -> bool:
-    """Whether the run came to its end."""
-    return (job.folder / "finished").exists()
+    try:
+        grid.Grid(ROOT / "tools" / "train.py", parallel, folder=ROOT).train(jobs, said)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    if lost := [job.folder.name for job in jobs if job.failure]:
+        raise SystemExit(f"{', '.join(lost)} diverged, see the log beside the folder")
 
 
 def final(job: Job) -> float:
@@ -158,7 +133,7 @@ def summary(config: Path, jobs: list[Job]) -> dict[str, Any]:
             name: _mean_of_some(scores["class_iou"][name] for scores in last)
             for name in last[0]["class_iou"]
         },
-        "curves": [curve(job) for job in jobs],
+        "curves": [curve(job.folder, "miou") for job in jobs],
     }
 
 
@@ -166,20 +141,6 @@ def _mean_of_some(values: Iterable[float | None]) -> float | None:
     """Of those that there are: a class that is neither in truth nor prediction has no IoU."""
     known = [value for value in values if value is not None]
     return statistics.mean(known) if known else None
-
-
-def curve(job: Job) -> dict[str, list[float]]:
-    """Epochs, seconds of training so far (validation apart), and mIoU after each."""
-    rows = list(csv.DictReader((job.folder / "metrics.csv").open()))
-    spent, seconds = 0.0, []
-    for row in rows:
-        spent += float(row["seconds"])
-        seconds.append(round(spent, 1))
-    return {
-        "epoch": [float(row["epoch"]) for row in rows],
-        "seconds": seconds,
-        "miou": [float(row["miou"]) for row in rows],
-    }
 
 
 def text(name: str, record: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The benchmarks run, and what they measure against is what it claims to be."""
 
+import argparse
 import importlib
 import json
 import os
@@ -276,11 +277,20 @@ def recorded_run(folder, seed, miou, walls):
     (path / "metrics.csv").write_text(f"epoch,seconds,miou\n1,2.0,0.1\n2,3.0,{miou}\n")
 
 
+def test_the_loaders_are_timed_beside_a_step(tmp_path):
+    done = run("benchmarks/loading.py", "--tiny", "--seconds", "0", "--out", tmp_path / "loading")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "loading.json").read_text())["rows"]
+    assert rows.keys() == {"batches", "one by one", "tu-test_resnet"}
+    assert rows["batches"]["median"] > rows["one by one"]["median"]
+
+
 def test_twins_are_averaged_over_seeds_and_an_absent_class_has_no_score(script, tmp_path):
     twins = script("twins")
     for seed, miou in enumerate((0.2, 0.4)):
         recorded_run(tmp_path, seed, miou, walls=None)
-    jobs = [twins.Job(Path("a.yaml"), 0.1, seed, tmp_path) for seed in (0, 1)]
+    options = argparse.Namespace(runs=tmp_path.parent, name=tmp_path.name, overrides=[])
+    jobs = [twins.Job.of(Path("a.yaml"), 0.1, seed, options) for seed in (0, 1)]
     twin = twins.summary(Path("a.yaml"), jobs)
     assert twin["class_iou"] == {"road": pytest.approx(0.3), "wall": None}
     record = {"twins": [twin, twin], "timed": True, "tuning": []}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segdeconv.training.grid import Grid, Job
-from segdeconv.training.mistakes import RunStopped, UsageError, run_tool
+from segdeconv.training.mistakes import RunStopped, UsageError, loading, run_tool
 from segdeconv.training.reproduction import (
     STUDIES,
     Cell,
@@ -19,7 +19,6 @@ from segdeconv.training.reproduction import (
     report,
     result,
 )
-from segdeconv.training.run_folder import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """\
@@ -37,6 +36,9 @@ Options behind -- go to tools/train.py.
 def main(arguments: list[str]) -> None:
     """Parse, train what is missing, report."""
     options, more = parse(arguments)
+    with loading():
+        from segdeconv.training.run_folder import write_whole
+
     study = STUDIES[options.dataset]
     judged_by = "holdout" if options.holdout else study.test
     folder = options.runs / f"{options.dataset}-{judged_by}"

@@ -93,10 +93,11 @@ class Grid:
     Args:
         tool: The file tools/train.py.
         parallel: How many at the same time.
+        folder: The one to train in, which relative paths of configs start from; None: this one.
     """
 
-    def __init__(self, tool: Path, parallel: int = 1) -> None:
-        self.tool, self.parallel = tool, parallel
+    def __init__(self, tool: Path, parallel: int = 1, folder: Path | None = None) -> None:
+        self.tool, self.parallel, self.folder = tool, parallel, folder
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopping = False
         self._lock = threading.Lock()
@@ -150,8 +151,9 @@ class Grid:
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         if job.folder.exists() and not job.resumable:
             shutil.rmtree(job.folder)  # cut off before anything was saved
-        where = ["--output_dir", str(job.folder.parent), "--name", job.folder.name]
-        command = ["--resume", str(job.folder)] if job.resumable else [*job.arguments, *where]
+        place = job.folder.resolve()
+        where = ["--output_dir", str(place.parent), "--name", place.name]
+        command = ["--resume", str(place)] if job.resumable else [*job.arguments, *where]
         job.note()
         code = self._run([sys.executable, str(self.tool), *command], job.log)
         if code == 0:
@@ -171,7 +173,7 @@ class Grid:
                     raise Stopped
                 # a session of its own: Ctrl-C in the terminal reaches it once, through `_stop`
                 process = subprocess.Popen(
-                    command, stdout=file, stderr=file, start_new_session=True
+                    command, stdout=file, stderr=file, cwd=self.folder, start_new_session=True
                 )
                 self._running.add(process)
             try:
