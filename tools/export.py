@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from segdeconv.training.command_line import take_names
+from segdeconv.training.command_line import last_given, take_names
 from segdeconv.training.mistakes import UsageError, loading, run_tool
 
 HELP = """\
@@ -16,7 +16,8 @@ one that differs by more than rounding is an error, and leaves nothing behind.
 
   RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
   --what network              encoder, or pretrained: the whole network as it is, to go on training
-                              or to publish, with a model card (the Hugging Face layout)
+                              or to publish, with a model card (the Hugging Face layout); of
+                              classifiers too, whose data must be there
   --out FOLDER                new folder for the files; default: RUN_DIR/WHAT
   --overwrite                 replace an earlier export
   --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> None:
     with loading():
         from segdeconv.export import FORMATS, export_encoder, export_network, export_pretrained
         from segdeconv.training.cli import ConfigParser
-        from segdeconv.training.evaluation import checkpoint_path, load_network
+        from segdeconv.training.evaluation import checkpoint_path, load_classifier, load_network
         from segdeconv.training.prediction import choose_label_set
         from segdeconv.training.publishing import about_run
         from segdeconv.training.run_folder import check_writable
@@ -68,16 +69,22 @@ def main(arguments: list[str]) -> None:
     add("--normalize", action="store_true", help="take pixels 0 to 255")
     add("--size", type=int, nargs=2, help="the only height and width")
     add("--unfolded", action="store_true", help="the run's own layers")
-    folder, config = parser.open_run(run, options, task="segmentation")
+    what, _ = last_given(options, "what", "network")
+    folder, config = parser.open_run(run, options, None if what == "pretrained" else "segmentation")
     check_options(config)
     out = Path(config.out or folder / config.what)
     check_writable(out, folder=True)
     built = parser.instantiate(config)
-    label_set = choose_label_set(config.data, None, folder)
-    model = load_network(built.model, label_set, checkpoint_path(folder, config.checkpoint))
-    normalization = (config.data.mean, config.data.std)
+    path, normalization = checkpoint_path(folder, config.checkpoint), built.data.mean_and_std()
+    model: Any
+    classes: Any
+    if config.task == "classification":
+        classes, model = built.data.label_set, load_classifier(built, path)
+    else:
+        classes = choose_label_set(config.data, None, folder)
+        model = load_network(built.model, classes, path)
     if config.what == "pretrained":
-        model.about = about_run(config, folder, label_set)
+        model.about = about_run(config, folder, classes, normalization)
         checks = [export_pretrained(model, out, overwrite=config.overwrite)]
     elif config.what == "encoder":
         checks = [

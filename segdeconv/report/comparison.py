@@ -21,6 +21,7 @@ ASIDE = {
     *("model.channels_last", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.log_every_n_steps"),
 }
+MOST_WORDS = 4  # that tell groups apart; with more of them, the name of a run says it better
 MOST_CLASSES = 60  # more rows are no figure any more
 
 
@@ -121,6 +122,8 @@ def _label(settings: Mapping[str, Any], differing: Sequence[str], run: RunRecord
     rest = [key for key in differing if key != "model.operator"]
     if operator:
         rest = [key for key in rest if not key.startswith("model.operator_options")]
+    if len(operator) + len(rest) > MOST_WORDS:
+        return run.name
     return ", ".join([*operator, *(f"{key.split('.')[-1]} {settings.get(key)}" for key in rest)])
 
 

@@ -29,6 +29,7 @@ _NAMES |= {mark: f"var(--series{number})" for number, mark in enumerate(SERIES)}
 
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: the page's font, to be searched and read aloud
+    "text.parse_math": False,  # a dollar in a class's name is a dollar
     "svg.hashsalt": "segdeconv",  # the same figure gives the same file
     "font.size": 9,
     "text.color": TEXT,
@@ -166,6 +167,7 @@ def _draw(axes: Axes, line: Line, gid: str) -> None:
         color=SERIES[style],
         linestyle=DASHES[style],
         clip_on=False,
+        markevery=max(1, len(line.x) // 20),
         marker="" if line.faint else MARKERS[style],
         linewidth=0.7 if line.faint else 1.6,
         alpha=0.55 if line.faint else 1,

@@ -90,6 +90,8 @@ class Observer:
             confidence: Their probabilities, (N, H, W).
             masks: True classes, (N, H, W).
         """
+        if classes.device.type == "mps":  # which has no float64
+            classes, confidence, masks = classes.cpu(), confidence.cpu(), masks.cpu()
         self.calibration.update(confidence, classes == masks, masks != self.ignore_index)
         for name, predicted, mask in zip(names, classes, masks, strict=True):
             counts = multiclass_confusion_matrix(

@@ -158,6 +158,10 @@ class SegmentationData(RunData):
         """Classes of the data set."""
         return self.val_set.label_set  # type: ignore[no-any-return]
 
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel."""
+        return self._normalise["mean"], self._normalise["std"]
+
     def eval_transform(self) -> Any:
         """What validation does with an image; labels keep their size."""
         transform = eval_transform(**self._normalise)

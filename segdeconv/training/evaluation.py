@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from segdeconv.data.labels import LabelSet
 from segdeconv.inference import Prediction, evaluate
-from segdeconv.models import SegmentationModel
+from segdeconv.models import ClassificationModel, SegmentationModel
 from segdeconv.models.pretrained import WEIGHTS, is_pretrained
 from segdeconv.report import Evaluation, Observer
 from segdeconv.training.base_task import Network
@@ -138,10 +138,7 @@ def _evaluate_classifier(
     data: ClassificationData = built.data
     device = pick_device(config.device)
     path = checkpoint_path(folder, config.checkpoint)
-    network = build_classifier(
-        replace(built.model, weights=None), data.label_set, data.val_set.channels
-    )
-    task = ClassificationTask(with_weights(network, path), data.label_set).eval().to(device)
+    task = ClassificationTask(load_classifier(built, path), data.label_set).eval().to(device)
     images = min(config.limit or len(data.val_set), len(data.val_set))
     batches = data.val_dataloader(images)
     started = time.monotonic()
@@ -168,6 +165,18 @@ def load_network(options: NetworkOptions, label_set: LabelSet, path: Path) -> Se
     """
     # what training started from is in the run's weights
     return with_weights(build_network(replace(options, weights=None), label_set), path)
+
+
+def load_classifier(built: Namespace, path: Path) -> ClassificationModel:
+    """The classifier of a run in evaluation mode, with the weights in ``path``.
+
+    Raises:
+        ValueError: If they are those of another network, or cannot be read; the data, which say
+            how many classes and channels there are, are not there.
+    """
+    data: ClassificationData = built.data
+    options = replace(built.model, weights=None)
+    return with_weights(build_classifier(options, data.label_set, data.val_set.channels), path)
 
 
 def with_weights(network: Network, path: Path) -> Network:

@@ -4,22 +4,36 @@ A folder of `save_pretrained` stands in for a run: tools/predict.py, eval.py and
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
-from segdeconv.data import DATASETS
+from segdeconv.data import CLASSIFICATION_DATASETS, DATASETS
 from segdeconv.data.labels import Label, LabelSet
 from segdeconv.models.pretrained import About, is_pretrained, read_config
+from segdeconv.training.base_task import Classes
 
 # what the card tells of a configuration
-_DATA = "batch_size resize val_resize crop_size scale shorter_side flip max_class_ratio photometric"
+_DATA = (
+    "batch_size resize val_resize crop_size scale shorter_side flip max_class_ratio photometric "
+    "padding auto_augment"
+)
 _TRAINER = "max_epochs max_steps precision accumulate_grad_batches gradient_clip_val"
-_MODEL = ("arch", "encoder", "operator", "operator_options", "in_channels", "aux_head")
+# arguments that a configuration's group "model" names itself; further ones are arch_options
+_MODEL = {
+    "segmentation": ("arch", "encoder", "operator", "operator_options", "in_channels", "aux_head"),
+    "classification": ("name", "operator", "operator_options", "small_input"),
+}
+_SETS = {"segmentation": DATASETS, "classification": CLASSIFICATION_DATASETS}
+
+Normalization = tuple[Sequence[float], Sequence[float]]
 
 
-def about_run(config: Namespace, folder: Path, label_set: LabelSet) -> About:
+def about_run(
+    config: Namespace, folder: Path, classes: Classes, normalization: Normalization
+) -> About:
     """What config.yaml, metrics.json and environment.json of a run say, for config.json and card.
 
     Nothing of where things lie on this machine is in it.
@@ -28,22 +42,31 @@ def about_run(config: Namespace, folder: Path, label_set: LabelSet) -> About:
         config: The run's configuration, with ``checkpoint``: "best", "last" or a file, whose scores
             are not known.
         folder: The run's folder, or one of `save_pretrained`, which knows all this.
-        label_set: Its classes.
+        classes: Its classes.
+        normalization: Mean and standard deviation of its images.
     """
     if is_pretrained(folder):
         return About(**read_config(folder)["about"])
-    data = config.data
+    data, (mean, std) = config.data, normalization
+    height_and_width: dict[str, list[int] | None] = {"crop_size": None, "resize": None}
+    if isinstance(classes, LabelSet):
+        named = [
+            {"name": label.name, "colour": list(label.colour), "id": label.id}
+            for label in classes.classes
+        ]
+        resize = data.val_resize or data.resize
+        height_and_width["crop_size"] = list(data.crop_size) if data.crop_size else None
+        height_and_width["resize"] = list(resize) if resize else None
+    else:  # photographs are cut out as squares
+        named = [{"name": name} for name in classes.class_names]
+        height_and_width["crop_size"] = [data.crop_size] * 2 if data.crop_size else None
     return About(
         name=folder.resolve().name,
         dataset=data.dataset,
-        mean=list(data.mean),
-        std=list(data.std),
-        crop_size=list(data.crop_size) if data.crop_size else None,
-        resize=list(data.val_resize or data.resize or ()) or None,
-        classes=[
-            {"name": label.name, "colour": list(label.colour), "id": label.id}
-            for label in label_set.classes
-        ],
+        mean=list(mean),
+        std=list(std),
+        **height_and_width,
+        classes=named,
         recipe=_recipe(config),
         scores=_scores(folder, config),
         environment=_environment(folder),
@@ -53,7 +76,7 @@ def about_run(config: Namespace, folder: Path, label_set: LabelSet) -> About:
 def _recipe(config: Namespace) -> dict[str, Any]:
     """Settings that are set, by part of the training."""
     parts = {name: config[name].as_dict() for name in ("optimizer", "schedule", "loss")}
-    parts["data"] = {key: config.data[key] for key in _DATA.split()}
+    parts["data"] = {key: config.data.get(key) for key in _DATA.split()}
     parts["training"] = {key: config.trainer[key] for key in _TRAINER.split()}
     parts["training"] |= {"seed": config.seed, "ema_decay": config.ema_decay}
     given = {
@@ -95,26 +118,24 @@ def run_arguments(folder: Path) -> list[str]:
     """The command line that describes a run, or a folder of `save_pretrained` as if it were one.
 
     Raises:
-        ValueError: The folder holds an image classifier, or is damaged.
+        ValueError: The folder is damaged.
     """
     if (folder / "config.yaml").is_file():
         return ["--config", str(folder / "config.yaml")]
     content = read_config(folder)
-    if content["task"] != "segmentation":
-        raise ValueError(
-            f"{folder} holds an image classifier, which this tool does not take; "
-            "load it in Python with segdeconv.from_pretrained"
-        )
-    about, arguments = About(**content["about"]), dict(content["model"])
-    arguments.pop("num_classes", None)
-    model = {key: arguments.pop(key) for key in _MODEL if key in arguments}
-    model["arch_options"] = arguments
-    data: dict[str, Any] = {"mean": about.mean, "std": about.std, "crop_size": about.crop_size}
-    data["resize"] = about.resize
+    task, about, arguments = content["task"], About(**content["about"]), dict(content["model"])
+    model = {key: arguments.pop(key) for key in _MODEL[task] if key in arguments}
+    size: Any = about.crop_size
+    if task == "segmentation":
+        arguments.pop("num_classes", None)
+        model["arch_options"] = arguments
+    elif size:
+        size = size[0]
+    data = {"mean": about.mean, "std": about.std, "crop_size": size, "resize": about.resize}
     options = [f"--data.{key}={json.dumps(value)}" for key, value in data.items() if value]
-    if about.dataset in DATASETS:
+    if about.dataset in _SETS[task]:
         options.append(f"--data.dataset={about.dataset}")
-    return ["--model", json.dumps(model), *options]
+    return [f"--task={task}", "--model", json.dumps(model), *options]
 
 
 def labels_of(folder: Path) -> LabelSet | None:

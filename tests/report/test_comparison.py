@@ -85,6 +85,15 @@ def test_seeds_of_one_config_have_nothing_to_differ_from(make_run, tmp_path):
     assert "reference" not in page.get_text() and page.find(id="difference-0") is None
 
 
+def test_groups_that_differ_in_much_have_the_name_of_a_run(make_run, tmp_path):
+    folders = [make_run(tmp_path / name) for name in ("one", "two")]
+    config = (folders[1] / "config.yaml").read_text()
+    more = "".join(f"key{number}: {number}\n" for number in range(5))
+    (folders[1] / "config.yaml").write_text(config + more)
+    groups = group_runs([read_run(folder) for folder in folders])
+    assert [group.label for group in groups] == ["one", "two"]
+
+
 def test_runs_that_cannot_be_compared_are_refused(make_run, tmp_path):
     good, empty = (make_run(tmp_path / name) for name in ("good", "empty"))
     (empty / "metrics.csv").unlink()

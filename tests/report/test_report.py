@@ -165,6 +165,11 @@ def test_lines_differ_in_more_than_their_colour():
     assert len({dash for dash, _ in looks}) == len({mark for _, mark in looks}) == 6
 
 
+def test_a_dollar_in_a_name_is_a_dollar():
+    text = draw_lines([Line("$a_b$ & c", [0], [1]), Line("d", [0], [1], 1)], "x", "$y$")
+    assert "$a_b$ &amp; c" in text and ">$y$<" in text
+
+
 def test_a_run_without_a_validation_has_a_page_too(run_folder):
     for name in ("metrics.csv", "metrics.json", "surgery.json", "surgery.txt", "environment.json"):
         (run_folder / name).unlink()

@@ -78,3 +78,18 @@ def test_its_encoder_starts_a_segmentation(classifier, tool, config_file):
     code, out, err = tool("train", "--config", config_file, *options)
     assert code == 0, err
     assert "tensors into the encoder" in out
+
+
+def test_it_is_published_evaluated_from_there_and_looked_at(classifier, tool, expect):
+    code, out, err = tool("export", classifier, "--what", "pretrained", "--out", "mine")
+    assert code == 0 and "differs by 0.0e+00" in out, err
+    for name, run in {"run": classifier, "mine": "mine"}.items():
+        code, _, err = tool("eval", run, "--data.root", "data", "--json", f"{name}.json")
+        assert code == 0, err
+    run, mine = (json.loads(Path(f"{name}.json").read_text()) for name in ("run", "mine"))
+    assert run["confusion"] == mine["confusion"]
+    card, page = Path("mine/README.md").read_text(), Path("mine.html").read_text()
+    best = json.loads((classifier / "metrics.json").read_text())["best"]
+    assert f"| top-1 accuracy | {100 * best['top1']:.2f} |" in card
+    assert "| class 3 |" in card and "images of class 3 predicted as class 4" in page
+    expect(tool("predict", "mine", "x.png"), 2, "for segmentation", "--model.weights mine starts")

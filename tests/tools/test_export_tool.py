@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_stand_in_for_a_run_is_one_sentence(tool, trained, 
     whole = json.loads(config.read_text())
     about = whole["about"]
     for change, words in {
-        "task": ({"task": "classification"}, "holds an image classifier"),
+        "task": ({"task": "classification"}, "this tool is for segmentation"),
         "none": ({"about": {**about, "classes": []}}, "does not name its classes"),
         "few": ({"about": {**about, "classes": about["classes"][:3]}}, "3 classes of a network"),
         "bare": ({"about": {**about, "classes": [{"name": "a"}]}}, "without name or colour"),
