@@ -22,7 +22,6 @@ import torch
 from _common import (
     environment,
     interleaved,
-    markdown_table,
     ratio,
     result_path,
     spread,
@@ -39,6 +38,7 @@ from segdeconv.data.pairs import PairedImages
 from segdeconv.data.readers import read_image, read_labels
 from segdeconv.data.synthetic.files import plan_jobs, write_all
 from segdeconv.data.workers import init_worker, usable_cores
+from segdeconv.tables import markdown_table
 
 EXAMPLES = """\
 examples:

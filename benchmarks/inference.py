@@ -28,7 +28,6 @@ from _common import (
     environment,
     interleaved,
     keep_freed_memory,
-    markdown_table,
     ratio,
     result_path,
     spread,
@@ -47,6 +46,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from segdeconv.surgery import convert, fold
+from segdeconv.tables import markdown_table
 
 EXAMPLES = """\
 examples:

@@ -20,7 +20,6 @@ from _common import (
     decaying_matrices,
     environment,
     interleaved,
-    markdown_table,
     milliseconds,
     ratio,
     result_path,
@@ -31,6 +30,7 @@ from _common import (
 )
 from torch import Tensor
 
+from segdeconv.tables import markdown_table
 from segdeconv.whitening import Blocks, PatchGrid, inverse_root, sampled_moments
 
 EXAMPLES = """\

@@ -30,7 +30,6 @@ from _common import (
     environment,
     interleaved,
     keep_freed_memory,
-    markdown_table,
     matching,
     milliseconds,
     plot_ratios,
@@ -45,6 +44,7 @@ from literal import LiteralDeconv2d
 from torch import Tensor, nn
 
 from segdeconv.operators.deconv import Deconv2d
+from segdeconv.tables import markdown_table
 from segdeconv.whitening import inverse_root
 
 EXAMPLES = """\

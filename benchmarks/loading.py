@@ -37,7 +37,7 @@ from torchvision.transforms import v2
 from segdeconv.data.arrays import ArrayTransform, ImageArrays
 from segdeconv.data.classes import ClassNames
 from segdeconv.models import create_classifier
-from segdeconv.training.grid import markdown_table
+from segdeconv.tables import markdown_table
 from segdeconv.training.loading import TrainBatches, make_loader
 
 BATCH = 128

@@ -27,16 +27,14 @@ from _common import (
     environment,
     interleaved,
     keep_freed_memory,
-    markdown_table,
     matching,
-    mean_and_stdev,
-    percent,
     ratio,
     write_result,
 )
 from torch import Tensor, nn
 
 from segdeconv import convert
+from segdeconv.tables import markdown_table, mean_and_stdev, percent
 
 BASE = {"block": 16, "max_rows": 0, "grouping": "interleaved", "share": "both"}
 CHANNELS = BASE | {"grouping": "channel"}

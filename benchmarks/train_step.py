@@ -44,7 +44,6 @@ from _common import (
     environment,
     interleaved,
     keep_freed_memory,
-    markdown_table,
     ratio,
     result_path,
     spread,
@@ -65,6 +64,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segdeconv.surgery import convert, swap_modules
+from segdeconv.tables import markdown_table
 
 EXAMPLES = """\
 examples:

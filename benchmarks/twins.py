@@ -23,8 +23,9 @@ from typing import Any
 
 from _common import RESULTS, ROOT, environment, write_result
 
+from segdeconv.tables import markdown_table, mean_and_stdev, percent
 from segdeconv.training import grid
-from segdeconv.training.grid import curve, markdown_table, mean_and_stdev, percent
+from segdeconv.training.grid import curve
 
 
 @dataclass(frozen=True)

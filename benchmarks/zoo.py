@@ -27,13 +27,14 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
-from _common import COMMIT, RESULTS, environment, markdown_table, matching, write_result
+from _common import COMMIT, RESULTS, environment, matching, write_result
 from torch import Tensor, nn
 
 from segdeconv.models import create_model
 from segdeconv.models.architectures import ARCHITECTURES, TRIED_ENCODERS
 from segdeconv.operators.normalization import without_batchnorm
 from segdeconv.surgery import NORMS_2D, SurgeryReport, convert, fold, swap_modules
+from segdeconv.tables import markdown_table
 
 FOLD_TOLERANCE = 1e-9
 COPY_TOLERANCE = 1e-5  # float32; a convolution with a bias of zeros may round in another order

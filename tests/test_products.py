@@ -56,6 +56,8 @@ def test_only_large_single_matrices_in_float32_on_cpu_go_to_onednn(monkeypatch):
     assert len(calls) == 1
     for a in (random(1, 10, 10), random(2, 200, 200), large.double(), large.bfloat16()):
         product(a, a)
+    thin = random(1, 20, 20000)
+    product(thin.mT.contiguous().mT, thin.mT)
     product(large.to("meta"), large.to("meta"))
     assert len(calls) == 1
 

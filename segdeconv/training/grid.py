@@ -9,7 +9,6 @@ import csv
 import json
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -196,19 +195,3 @@ def curve(folder: Path, figure: str) -> dict[str, list[float]]:
         "seconds": seconds,
         figure: [float(row[figure]) for row in rows],
     }
-
-
-def mean_and_stdev(values: Sequence[float]) -> tuple[float, float | None]:
-    """Of runs with several seeds; one run has no deviation."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def percent(mean: float, stdev: float | None) -> str:
-    """A share in per cent, with its deviation over several runs."""
-    return f"{100 * mean:.2f}" + (f" ± {100 * stdev:.2f}" if stdev is not None else "")
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are figures."""
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdeconv.training.grid import Job, curve, markdown_table, mean_and_stdev, percent
+from segdeconv.tables import markdown_table, mean_and_stdev, percent
+from segdeconv.training.grid import Job, curve
 
 TEN = (
     *("vgg16", "resnet18", "preact_resnet18", "densenet121", "resnext29_32x4d"),

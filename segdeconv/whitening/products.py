@@ -7,11 +7,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # On processors oneDNN multiplies float32 matrices too, and on AMD's, for which MKL has no AVX-512,
-# twice as fast: 100 against 47 billion multiplications a second on one core of an EPYC.  A call
-# takes 15 microseconds more.  The operator is the one that torch.compile lowers linear layers to.
+# twice as fast: 100 against 47 billion multiplications a second on one core of an EPYC.  The
+# operator is the one that torch.compile lowers linear layers to.
 _LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-LEAST_WORK = 10**6
-"""Multiplications in a product from which it is worth that: 8 x 10**5 take 20 against 23 us."""
+LEAST_WORK, LEAST_SIDE = 4 * 10**6, 33
+"""From so many multiplications it is worth the 15 microseconds that a call takes more (10**6 for
+16 x 16 results take 28 us either way); for a left matrix that lies column by column, which it turns
+first, from results of so many rows and columns (16 x 40000 x 16: 680 against 320 us)."""
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -31,11 +33,13 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _onednn_serves(a: Tensor, b: Tensor) -> bool:
+    rows, columns = a.shape[1], b.shape[2]
     return (
         len(a) == 1
         and a.device.type == "cpu"
         and a.dtype == torch.float32
-        and a[0].numel() * b.shape[-1] >= LEAST_WORK
+        and a.numel() * columns >= LEAST_WORK
+        and (a.stride(2) == 1 or min(rows, columns) >= LEAST_SIDE)
         and not torch.compiler.is_compiling()
         and _LINEAR is not None
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
