@@ -11,7 +11,7 @@ usage: python tools/compare.py RUN_DIR RUN_DIR [RUN_DIR …] [--out FILE]
 
 Write an HTML page with several runs side by side: curves against epochs and seconds, scores and
 their spread over seeds, differences of each class. Runs whose configs differ in the seed alone are
-one group; the batch-norm group is the reference, else the first one.
+one group; the best batch-norm group is the reference, without one the first group.
 
   RUN_DIR                     folder of a run
   --out comparison.html       file to write; an earlier one is replaced

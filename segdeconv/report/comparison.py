@@ -1,7 +1,8 @@
 """Several runs side by side: what differs between them, their curves, classes and speed.
 
 Runs whose configurations differ in the seed alone are one group; mean and spread are over its
-seeds. Differences are to a reference: the batch-norm group, if there is one.
+seeds. Differences are to a reference: the best of the batch-norm groups, so that what is compared
+with it is not flattered by a bad rate of its; without one, the first group.
 """
 
 import math
@@ -74,9 +75,10 @@ def render_comparison(runs: Sequence[RunRecord]) -> str:
     if len(kinds) > 1:
         raise ValueError(f"runs of one task can be compared, and these have {', '.join(kinds)}")
     groups = group_runs(runs)
-    reference = next((g for g in groups if _operator(g.runs[0]) == "batchnorm"), groups[0])
-    ordered = [reference, *(group for group in groups if group is not reference)]
     main = runs[0].main
+    plain = [group for group in groups if _operator(group.runs[0]) == "batchnorm"]
+    reference = max(plain or groups[:1], key=lambda group: mean_and_spread(group.best(main))[0])
+    ordered = [reference, *(group for group in groups if group is not reference)]
     return (
         environment()
         .get_template("comparison.html")

@@ -23,6 +23,7 @@ from segdeconv.report.observation import Calibration
 TEXT, GRID = "#00f0f0", "#00f0f1"
 SERIES = tuple(f"#00f00{number}" for number in range(6))
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)))
+MOST_INSIDE = 3  # lines whose names find a free corner
 MARKERS = ("o", "s", "^", "D", "v", "P")
 _NAMES = {TEXT: "currentColor", GRID: "var(--grid)"}
 _NAMES |= {mark: f"var(--series{number})" for number, mark in enumerate(SERIES)}
@@ -89,8 +90,7 @@ def draw_lines(
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         named = [line for line in lines if not line.faint]
-        if len(named) > 1:
-            axes.legend(loc="best", handlelength=3)
+        _legend(figure, axes, [line.label for line in named])
         about = "; ".join(f"{line.label}: last {line.y[-1]:.4g}" for line in named if len(line.y))
         return _svg(figure, f"{y_label} against {x_label}. {about}")
 
@@ -149,14 +149,32 @@ def draw_differences(
         axes.invert_yaxis()
         axes.set_xlabel(label)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=""))
-        if len(groups) > 1:
-            axes.legend(loc="best")
+        _legend(figure, axes, [group for group, _, _ in groups], MOST_INSIDE + 1)
         return _svg(figure, f"{label}, by class")
 
 
 def _axes() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.8, 3.0), layout="constrained")
     return figure, figure.subplots()
+
+
+def _legend(figure: Figure, axes: Axes, labels: Sequence[str], count: int = 0) -> None:
+    """Names of lines: in a free corner if they are few, else above the axes.
+
+    Args:
+        figure: Gets higher by what stands above the axes.
+        axes: Where the lines are.
+        labels: Their names; a single one needs no legend.
+        count: Taken for their number, to have them above.
+    """
+    if len(labels) < 2:
+        return
+    if max(count, len(labels)) <= MOST_INSIDE:
+        axes.legend(loc="best", handlelength=3)
+        return
+    columns = 2 if max(map(len, labels)) <= 24 else 1  # characters, of a figure's width
+    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(labels) // columns))
+    figure.legend(loc="outside upper left", ncols=columns, handlelength=3)
 
 
 def _draw(axes: Axes, line: Line, gid: str) -> None:

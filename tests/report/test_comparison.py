@@ -85,6 +85,23 @@ def test_seeds_of_one_config_have_nothing_to_differ_from(make_run, tmp_path):
     assert "reference" not in page.get_text() and page.find(id="difference-0") is None
 
 
+def test_the_reference_is_the_best_of_the_batch_norm_groups(make_run, tmp_path):
+    shifts = {("batchnorm", 0.1): 0, ("batchnorm", 0.3): 0.02, ("deconv", 0.1): 0.1, ("none", 1): 0}
+    runs = [
+        read_run(make_run(tmp_path / f"{operator}{lr}", operator, shift=shift, lr=lr))
+        for (operator, lr), shift in shifts.items()
+    ]
+    page = BeautifulSoup(render_comparison(runs), "html.parser")
+    assert table(page, "summary")[0][0] == "batchnorm, lr 0.3 (reference)"
+    assert page.h1.get_text() == "4 groups of runs"
+    svg = page.find(id="miou-epochs-0").find_parent("svg")
+    height = float(svg["viewbox"].split()[-1])
+    axes = svg.find(id="miou-epochs-0").parent.path["d"]
+    top = min(float(y) for y in re.findall(r"[ML] \S+ (\S+)", axes))
+    names = [text for text in svg.find_all("text") if text.string.startswith(("batch", "none"))]
+    assert len(names) == 3 and all(float(text["y"]) < top for text in names) and height > 216
+
+
 def test_groups_that_differ_in_much_have_the_name_of_a_run(make_run, tmp_path):
     folders = [make_run(tmp_path / name) for name in ("one", "two")]
     config = (folders[1] / "config.yaml").read_text()
