@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric, Metric
 
 from segdeconv.metrics import Scores
@@ -140,8 +141,25 @@ class Task(LightningModule):
         return loss
 
     def on_validation_start(self) -> None:
-        """Forget the scores of the validation before."""
+        """Forget the scores of the validation before; judge by the first process's statistics."""
         self.scores, self.broken_off = None, False
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for buffer in self.network.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        self._sync_in_forward(False)
+
+    def on_validation_end(self) -> None:
+        """Training goes on as before."""
+        self._sync_in_forward(True)
+
+    def _sync_in_forward(self, wanted: bool) -> None:
+        """Whether DistributedDataParallel sends buffers around in each forward.
+
+        In validation processes have different numbers of batches, and one would wait for ever.
+        """
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):
+            wrapped.require_forward_param_sync = wanted
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch."""

@@ -46,6 +46,7 @@ QUIET = (
     "in eval mode at the start of training",
     "Checkpoint directory",
     "LeafSpec",
+    "recommended to use .self.log",  # with sync_dist: what is logged is summed by torchmetrics
     "compute.. method of metric MeanMetric was called before",
     "a tuple is serialized as list",  # jsonargparse's, of transforms in config.yaml
 )
