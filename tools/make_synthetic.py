@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from segdeconv.data.synthetic.files import plan_jobs, prepare_folder, write_all
+from segdeconv.training.mistakes import loading
 
 DESCRIPTION = """\
 Write synthetic street scenes to disk in the Cityscapes layout, 19 classes and void.
@@ -71,6 +71,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Parse, write; the exit code."""
     given = parse(arguments)
+    with loading():
+        from segdeconv.data.synthetic.files import plan_jobs, prepare_folder, write_all
+
     counts = {split: getattr(given, split) for split in ("train", "val", "test")}
     done, jobs = 0, []
     try:
