@@ -48,8 +48,8 @@ def split(arguments: list[str]) -> tuple[list[str], Path]:
     for argument in rest:
         if argument == "--out" or argument.startswith("--out="):
             out = argument[6:] if "=" in argument else next(rest, "")
-            if not out:
-                raise UsageError("--out needs a file, such as --out comparison.html")
+            if not out.endswith(".html"):
+                raise UsageError("--out needs a file of its own, such as --out comparison.html")
         elif argument.startswith("-"):
             raise UsageError(f"unknown option {argument}; --out FILE is the only one")
         else:

@@ -73,6 +73,8 @@ def main(arguments: list[str]) -> None:
     folder, config = parser.open_run(run, options, None if what == "pretrained" else "segmentation")
     check_options(config)
     out = Path(config.out or folder / config.what)
+    if out.resolve() == folder.resolve():
+        raise UsageError(f"--out {out} is what is exported; name another folder")
     check_writable(out, folder=True)
     built = parser.instantiate(config)
     path, normalization = checkpoint_path(folder, config.checkpoint), built.data.mean_and_std()

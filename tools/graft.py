@@ -51,12 +51,19 @@ def main(arguments: list[str]) -> None:
     if arguments[0].startswith("-"):
         config = parser.read(arguments)
     else:
-        folder, config = parser.open_run(arguments[0], arguments[1:])
+        folder, config = parser.open_run(arguments[0], arguments[1:], "segmentation")
         check_parent(parser, folder)
         trained = checkpoint_path(folder, config.checkpoint)
+    if config.task != "segmentation":
+        raise UsageError(
+            "the config is of a classification; give that of the segmentation to come, and the "
+            "classifier's weights in --model.weights"
+        )
     if config.out is None:
         raise UsageError("give a new folder for the grafted network: --out FOLDER")
     out = Path(config.out)
+    if out.exists():
+        raise UsageError(f"{out} is there already; name a new folder with --out")
     for key in ("out", "checkpoint"):
         del config[key]
     report = graft_run(parser, config, out, trained)

@@ -101,7 +101,7 @@ def load_weights(model: "AnyModel", path: str | Path) -> WeightsReport:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, or of a torch file without anything that could be executed.
 
-    A folder stands for the ``model.safetensors`` in it.
+    The folder of an export, or of a run, stands for the weights in it.
 
     Raises:
         ValueError: No such file, or not one of these.
@@ -111,8 +111,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     file = Path(path)
     if "://" in str(path):
         raise ValueError(f"weights={path}: expected a local file; nothing is downloaded")
-    if file.is_dir():  # an export
-        file = file / "model.safetensors"
+    if file.is_dir():  # an export, or a run
+        exported = file / "model.safetensors"
+        file = exported if exported.exists() else file / "weights.safetensors"
     if not file.is_file():
         raise ValueError(f"no weights file {path}")
     try:

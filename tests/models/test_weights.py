@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from segdeconv.models import create_model, load_weights
+from segdeconv.models.weights import read_weights
 
 
 def images(*shape):
@@ -235,3 +236,8 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
 
 def test_a_file_that_would_execute_something_is_refused(tmp_path):
     refused("cannot be read .*nothing but tensors", weights=saved(tmp_path, nn.Linear(2, 2)))
+
+
+def test_the_folder_of_a_run_stands_for_its_weights(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "weights.safetensors")
+    assert torch.equal(read_weights(tmp_path)["a"], torch.ones(2))

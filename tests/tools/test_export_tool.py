@@ -148,3 +148,15 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tool, trained, expect, monk
     assert sorted(Path().rglob("*")) == before
     (trained / "weights.safetensors").unlink()
     expect(tool("export", "last", *plain), 1, "has the run finished a validation yet?")
+
+
+def test_what_is_exported_is_not_replaced_by_its_export(tool, trained, expect):
+    given = ("export", trained, "--what", "pretrained", "--out", trained, "--overwrite")
+    expect(tool(*given), 2, "is what is exported")
+    assert (trained / "weights.safetensors").exists()
+
+
+def test_a_comparison_replaces_no_file_of_another_kind(tool, expect):
+    Path("README.md").write_text("mine")
+    expect(tool("compare", "a", "b", "--out", "README.md"), 2, "comparison.html")
+    assert Path("README.md").read_text() == "mine"

@@ -82,10 +82,16 @@ def test_a_network_that_whitens_already_is_not_grafted(tool, trained, expect):
     assert not Path("grafted").exists()
 
 
+def test_a_classifier_is_grafted_through_the_config_of_a_segmentation(tool, expect):
+    Path("classifier.yaml").write_text("task: classification\n")
+    given = ("--config", "classifier.yaml", "--model.weights", "x.pth", "--out", "grafted")
+    expect(tool("graft", *given), 2, "that of the segmentation to come")
+
+
 def test_an_earlier_folder_is_not_replaced(tool, parent, expect):
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("mine")
-    expect(tool("graft", parent, "--out", "mine"), 1, "mine is there already")
+    expect(tool("graft", parent, "--out", "mine"), 2, "mine is there already")
     assert Path("mine/notes.txt").read_text() == "mine"
     expect(tool("graft", parent), 2, "--out FOLDER")
 
