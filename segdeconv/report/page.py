@@ -119,7 +119,9 @@ def _scored(run: RunRecord, shown: Evaluation) -> str:
     if not run.best:
         return ""
     split = (run.config.get("data") or {}).get("val_split", "val")
-    return f"best validation ({split}), after {run.best['epoch']:g} epochs"
+    limit = (run.config.get("trainer") or {}).get("limit_val_batches")
+    part = f", limit_val_batches {limit}" if limit not in (None, 1.0) else ""
+    return f"best validation ({split}{part}), after {run.best['epoch']:g} epochs"
 
 
 def curves(run: RunRecord) -> list[tuple[str, Markup]]:

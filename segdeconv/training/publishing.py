@@ -20,7 +20,10 @@ _DATA = (
     "batch_size resize val_resize crop_size scale shorter_side flip max_class_ratio photometric "
     "padding auto_augment"
 )
-_TRAINER = "max_epochs max_steps precision accumulate_grad_batches gradient_clip_val"
+_TRAINER = (
+    "max_epochs max_steps limit_train_batches limit_val_batches precision accumulate_grad_batches "
+    "gradient_clip_val"
+)
 # arguments that a configuration's group "model" names itself; further ones are arch_options
 _MODEL = {
     "segmentation": ("arch", "encoder", "operator", "operator_options", "in_channels", "aux_head"),
@@ -79,6 +82,8 @@ def _recipe(config: Namespace) -> dict[str, Any]:
     parts["data"] = {key: config.data.get(key) for key in _DATA.split()}
     parts["training"] = {key: config.trainer[key] for key in _TRAINER.split()}
     parts["training"] |= {"seed": config.seed, "ema_decay": config.ema_decay}
+    if config.model.weights is not None:  # without the folders above
+        parts["training"]["start_weights"] = "/".join(Path(config.model.weights).parts[-2:])
     given = {
         part: {key: value for key, value in settings.items() if value not in (None, {}, [], -1)}
         for part, settings in parts.items()
@@ -90,7 +95,16 @@ def _recipe(config: Namespace) -> dict[str, Any]:
 def _scores(folder: Path, config: Namespace) -> dict[str, Any]:
     scores = _read(folder / "metrics.json").get(config.checkpoint) or {}
     kept = {key: value for key, value in scores.items() if key not in ("confusion", "step")}
-    return {"split": config.data.val_split, **kept} if kept else {}
+    return {"split": validated(config), **kept} if kept else {}
+
+
+def validated(config: Namespace) -> str:
+    """What a run's scores are of: the split, and how much of it."""
+    limit = config.trainer.limit_val_batches
+    if limit is None or (limit == 1.0 and isinstance(limit, float)):
+        return str(config.data.val_split)
+    part = f"{limit} batches" if isinstance(limit, int) else f"{100 * limit:g} %"
+    return f"{config.data.val_split}, the first {part}"
 
 
 def _environment(folder: Path) -> dict[str, Any]:

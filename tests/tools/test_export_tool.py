@@ -160,3 +160,16 @@ def test_a_comparison_replaces_no_file_of_another_kind(tool, expect):
     Path("README.md").write_text("mine")
     expect(tool("compare", "a", "b", "--out", "README.md"), 2, "comparison.html")
     assert Path("README.md").read_text() == "mine"
+
+
+def test_a_card_says_what_was_validated_and_what_training_started_from(tool, train_once):
+    first = train_once()
+    start = ("--model.weights", first / "weights.safetensors")
+    given = ("--trainer.limit_val_batches", 2, "--write_report", "true", *start)
+    run = train_once(*given)
+    code, _, err = tool("export", run, "--what", "pretrained", "--out", "card")
+    assert code == 0, err
+    card = Path("card/README.md").read_text()
+    assert "On val, the first 2 batches" in card
+    assert "run/weights.safetensors" in card and str(first) not in card
+    assert "limit_val_batches 2" in (run / "report.html").read_text()
