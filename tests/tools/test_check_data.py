@@ -138,11 +138,11 @@ def test_mistakes_are_one_sentence(tool, tiny_camvid, expect):
     expect(tool(*camvid(tiny_camvid), "--split", "val"), 2, "unknown key split", "splits")
 
 
-def test_a_place_that_takes_no_file_leaves_the_report_on_the_screen(tool, tiny_camvid):
+def test_a_place_that_takes_no_file_is_refused_before_anything_is_read(tool, tiny_camvid, expect):
     Path("taken").write_text("")
-    code, out, err = tool(*camvid(tiny_camvid), "--json", "taken/report.json")
-    assert code == 1 and "Road" in out
-    assert err.startswith("error: taken") and err.count("\n") == 1
+    result = tool(*camvid(tiny_camvid), "--json", "taken/report.json")
+    expect(result, 1, "taken")
+    assert "Road" not in result[1]
 
 
 def test_help_shows_examples(tool, capsys):
