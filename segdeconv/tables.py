@@ -9,9 +9,9 @@ def mean_and_stdev(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def percent(mean: float, stdev: float | None) -> str:
-    """A share in per cent, with its deviation over several runs."""
-    return f"{100 * mean:.2f}" + (f" ± {100 * stdev:.2f}" if stdev is not None else "")
+def percent(mean: float, stdev: float | None, sign: str = "") -> str:
+    """A share in per cent, with its deviation over several runs; sign "+" for a difference."""
+    return f"{100 * mean:{sign}.2f}" + (f" ± {100 * stdev:.2f}" if stdev is not None else "")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -64,9 +64,10 @@ def main(arguments: list[str]) -> None:
     out = Path(config.out)
     if out.exists():
         raise UsageError(f"{out} is there already; name a new folder with --out")
-    for key in ("out", "checkpoint"):
+    images = config.images
+    for key in ("out", "images", "checkpoint"):
         del config[key]
-    report = graft_run(parser, config, out, trained)
+    report = graft_run(parser, config, images, out, trained)
     print(report)
     print(f"written to {out}; train it on with: python tools/train.py --config {out}/config.yaml")
 

@@ -128,10 +128,8 @@ class CIFAR100(CIFAR10):
     @classmethod
     def splits(cls) -> dict[str, tuple[list[str], Any]]:
         """Files of each split, and the part of their images, as a function of their number."""
-        train, test = ([file for file, _ in files] for files in cls._files())
-        return {
-            "train": (train, _all),
-            "test": (test, _all),
+        train, _ = super().splits()["train"]
+        return super().splits() | {
             "fit": (train, lambda count: slice(0, count * 4 // 5)),
             "holdout": (train, lambda count: slice(count * 4 // 5, count)),
         }

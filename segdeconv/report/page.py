@@ -18,7 +18,7 @@ from segdeconv.data.labels import Colour
 from segdeconv.report.examples import Example
 from segdeconv.report.figures import Line, draw_lines, draw_reliability
 from segdeconv.report.observation import Calibration
-from segdeconv.report.records import RunRecord, kind_of
+from segdeconv.report.records import RunRecord, kind_of, validation_limit
 
 MOST_CLASSES = 100  # a matrix of more is no longer read
 
@@ -119,8 +119,8 @@ def _scored(run: RunRecord, shown: Evaluation) -> str:
     if not run.best:
         return ""
     split = (run.config.get("data") or {}).get("val_split", "val")
-    limit = (run.config.get("trainer") or {}).get("limit_val_batches")
-    part = f", limit_val_batches {limit}" if limit not in (None, 1.0) else ""
+    limit = validation_limit(run.config.get("trainer") or {})
+    part = "" if limit is None else f", limit_val_batches {limit}"
     return f"best validation ({split}{part}), after {run.best['epoch']:g} epochs"
 
 

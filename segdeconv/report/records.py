@@ -71,6 +71,16 @@ def kind_of(scores: Mapping[str, Any]) -> type[Scores]:
     return next((kind for kind in KINDS if next(iter(kind.FIGURES)) in scores), KINDS[0])
 
 
+def validation_limit(trainer: Mapping[str, Any]) -> int | float | None:
+    """How much a run validates: batches, or a share of the set; None is all of it.
+
+    Args:
+        trainer: The configuration of Lightning's trainer, to which 1 is a batch and 1.0 everything.
+    """
+    limit: int | float | None = trainer.get("limit_val_batches")
+    return None if limit == 1 and isinstance(limit, float) else limit
+
+
 def read_run(folder: Path) -> RunRecord:
     """Read a run's folder.
 

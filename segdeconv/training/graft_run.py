@@ -24,14 +24,15 @@ WEIGHTS = "model.safetensors"
 
 
 def graft_run(
-    parser: ConfigParser, config: Namespace, out: Path, trained: Path | None = None
+    parser: ConfigParser, config: Namespace, images: int, out: Path, trained: Path | None = None
 ) -> GraftReport:
     """Graft a network, and write its weights with a config that trains it on.
 
     Args:
         parser: What read the configuration.
-        config: A run's configuration, with ``images``: how many to calibrate on, taken as training
-            takes them.  Its operator is what is grafted, "deconv" if it is "batchnorm".
+        config: A run's configuration.  Its operator is what is grafted, "deconv" if it is
+            "batchnorm".
+        images: How many to calibrate on, taken as training takes them.
         out: New folder for model.safetensors, config.yaml and report.txt.
         trained: Weights of the batch-norm network; None: those that the configuration starts from,
             of which an encoder's are enough.
@@ -42,7 +43,7 @@ def graft_run(
     Raises:
         ValueError: If there are no weights or images, or the network cannot be grafted.
     """
-    check_ranges("", {"images": config.images}, images="1 or more")
+    check_ranges("", {"images": images}, images="1 or more")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if trained is None and config.model.weights is None:
@@ -54,7 +55,7 @@ def graft_run(
         config.model.operator = "deconv"
     built = parser.instantiate(config)
     with new_folder(out) as part:
-        batches = calibration_batches(built.data, config.images)
+        batches = calibration_batches(built.data, images)
         network = trained_network(built, trained, batches)
         report = graft(network, batches, built.model.operator, **built.model.operator_options)
         if not report.holds:
@@ -64,7 +65,7 @@ def graft_run(
             config.model.operator_options = {**built.model.operator_options, "skip": [*report.skip]}
         check_written(config, built, part / WEIGHTS, network, batches[0])
         config.name, config.model.weights = out.resolve().name, str(out / WEIGHTS)
-        write_whole(part / "config.yaml", parser.write(without_images(config)))
+        write_whole(part / "config.yaml", parser.write(config))
         write_whole(part / "report.txt", f"{report}\n")
     return report
 
@@ -81,12 +82,6 @@ def check_parent(parser: ConfigParser, folder: Path) -> None:
             f"{folder} is a run with operator {operator!r}; graft takes one with 'batchnorm' "
             "and keeps its function"
         )
-
-
-def without_images(config: Namespace) -> Namespace:
-    """The configuration of a run to come."""
-    del config["images"]
-    return config
 
 
 def calibration_batches(data: SegmentationData, images: int) -> list[Tensor]:
@@ -150,4 +145,4 @@ def check_written(
     )
     again = build_network(options, built.data.label_set).eval()
     with torch.no_grad():
-        torch.testing.assert_close(again(images), network.eval()(images), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(again(images), network(images), rtol=1e-3, atol=1e-3)

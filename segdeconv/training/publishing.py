@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from segdeconv.data import CLASSIFICATION_DATASETS, DATASETS
 from segdeconv.data.labels import Label, LabelSet
 from segdeconv.models.pretrained import About, is_pretrained, read_config
+from segdeconv.report.records import validation_limit
 from segdeconv.training.base_task import Classes
 
 # what the card tells of a configuration
@@ -100,8 +101,8 @@ def _scores(folder: Path, config: Namespace) -> dict[str, Any]:
 
 def validated(config: Namespace) -> str:
     """What a run's scores are of: the split, and how much of it."""
-    limit = config.trainer.limit_val_batches
-    if limit is None or (limit == 1.0 and isinstance(limit, float)):
+    limit = validation_limit(config.trainer)
+    if limit is None:
         return str(config.data.val_split)
     part = f"{limit} batches" if isinstance(limit, int) else f"{100 * limit:g} %"
     return f"{config.data.val_split}, the first {part}"

@@ -204,8 +204,7 @@ def _gap(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         return "-"
-    mean, stdev = mean_and_stdev([ours[seed] - theirs[seed] for seed in both])
-    return f"{100 * mean:+.2f}" + (f" ± {100 * stdev:.2f}" if stdev is not None else "")
+    return percent(*mean_and_stdev([ours[seed] - theirs[seed] for seed in both]), sign="+")
 
 
 def _published(

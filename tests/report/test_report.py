@@ -11,6 +11,7 @@ from bs4 import BeautifulSoup
 from segdeconv.report import Evaluation, Observer, make_example, read_run, render_report
 from segdeconv.report.figures import Line, draw_lines
 from segdeconv.report.page import duration, percent
+from segdeconv.report.records import validation_limit
 
 
 @pytest.fixture
@@ -214,3 +215,10 @@ def test_numbers_are_said_as_people_say_them():
     assert shares == ["12.3", dash, dash, "100.0"]
     times = [duration(x) for x in (0.5, 59.4, 60, 3661, float("nan"))]
     assert times == ["0.5 s", "59.4 s", "1 min 0 s", "1 h 1 min", dash]
+
+
+@pytest.mark.parametrize(
+    ("limit", "known"), [(None, None), (1.0, None), (1, 1), (0.5, 0.5), (2, 2)], ids=str
+)
+def test_one_batch_of_validation_is_not_all_of_it(limit, known):
+    assert repr(validation_limit({"limit_val_batches": limit})) == repr(known)
