@@ -43,6 +43,7 @@ from segdeconv.models import (
 )
 from segdeconv.models.classification import LARGE, SMALL
 from segdeconv.models.pretrained import FORMAT as _PRETRAINED
+from segdeconv.models.weights import plain_tensors
 from segdeconv.operators import OPERATOR_LAYERS
 from segdeconv.surgery import fold
 
@@ -701,6 +702,4 @@ def _write_config(
 
 
 def _save(state: Mapping[str, Tensor], part: Path) -> None:
-    # safetensors refuses views that share memory, and channels_last layouts
-    plain = {name: value.detach().contiguous().clone() for name, value in state.items()}
-    save_file(plain, part / FORMATS["safetensors"], metadata={"format": "pt"})
+    save_file(plain_tensors(state), part / FORMATS["safetensors"], metadata={"format": "pt"})

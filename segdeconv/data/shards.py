@@ -14,6 +14,8 @@ import io
 import random
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -120,17 +122,11 @@ class Shards(IterableDataset[dict[str, Any]]):
         if plan.seed is not None:
             raw = _shuffled(raw, self.buffer, random.Random(f"{plan.seed} {plan.epoch} {number}"))
         had = plan.skipped(number, workers)
-        batch: list[dict[str, Any]] = []
-        for index, sample in enumerate(raw):
-            batch.append(sample)
-            if len(batch) == plan.batch_size:
-                if index < had * plan.batch_size:
-                    yield SKIPPED
-                else:
-                    yield default_collate([self.decode(sample) for sample in batch])
-                batch = []
-        if batch:
-            yield default_collate([self.decode(sample) for sample in batch])
+        for place, batch in enumerate(_batches(raw, plan.batch_size)):
+            if place < had and len(batch) == plan.batch_size:
+                yield SKIPPED
+            else:
+                yield default_collate([self.decode(sample) for sample in batch])
 
     def decode(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Image and label of a raw sample.
@@ -152,7 +148,7 @@ class Shards(IterableDataset[dict[str, Any]]):
             text = sample[self.label_key][:40]
             raise ValueError(f"{where}: its label is {text!r}; expected a number in text") from None
         self.label_set.check([label], where)
-        image = _decode(sample[ending], where)
+        image = _read_image(sample[ending], where)
         if self.transform is None:
             return {"image": image, "label": label}
         if self.plan.seed is not None:
@@ -191,10 +187,11 @@ class _Watched:
             raise EOFError("its end mark is missing")
 
 
+@dataclass(frozen=True)
 class Plan:
     """Which part of the shards a pass reads, and in which order.
 
-    Args:
+    Attributes:
         batch_size: Samples per batch.
         seed: Seed of the order; None: that of the files.
         epoch: Number of the pass.
@@ -203,17 +200,12 @@ class Plan:
         skip: Batches that this training process has had of the pass.
     """
 
-    def __init__(
-        self,
-        batch_size: int = 1,
-        seed: int | None = None,
-        epoch: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        skip: int = 0,
-    ) -> None:
-        self.batch_size, self.seed, self.epoch = batch_size, seed, epoch
-        self.rank, self.world_size, self.skip = rank, world_size, skip
+    batch_size: int = 1
+    seed: int | None = None
+    epoch: int = 0
+    rank: int = 0
+    world_size: int = 1
+    skip: int = 0
 
     def urls(self, urls: list[str], worker: int, workers: int) -> list[str]:
         """The shards of one loader process."""
@@ -281,6 +273,12 @@ def _names(path: str | None, count: int) -> tuple[str, ...]:
     return names
 
 
+def _batches(samples: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of ``size``, the last of them shorter."""
+    while batch := list(islice(samples, size)):
+        yield batch
+
+
 def _shuffled(
     samples: Iterator[dict[str, Any]], size: int, generator: random.Random
 ) -> Iterator[dict[str, Any]]:
@@ -297,7 +295,7 @@ def _shuffled(
     yield from buffer
 
 
-def _decode(data: bytes, where: str) -> NDArray[np.uint8]:
+def _read_image(data: bytes, where: str) -> NDArray[np.uint8]:
     """(H, W, 3) uint8."""
     try:
         return np.array(Image.open(io.BytesIO(data)).convert("RGB"))

@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors.torch import save_file
 from torch import nn
 
-from segdeconv.models.weights import WeightsReport, read_weights
+from segdeconv.models.weights import WeightsReport, plain_tensors, read_weights
 from segdeconv.registry import suggest
 from segdeconv.surgery import SurgeryReport
 
@@ -145,9 +145,7 @@ class Pretrained(ModelHubMixin, library_name="segdeconv"):
             "model": self.config,
             "about": asdict(self.about),
         }
-        state = cast(nn.Module, self).state_dict()
-        # safetensors refuses views that share memory, and channels_last layouts
-        plain = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+        plain = plain_tensors(cast(nn.Module, self).state_dict())
         part = save_directory / f".{WEIGHTS}.part"
         save_file(plain, part, metadata={"format": "pt"})
         part.replace(save_directory / WEIGHTS)

@@ -139,6 +139,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def plain_tensors(state: State) -> dict[str, Tensor]:
+    """Copies that safetensors takes: it refuses shared memory, and channels_last layouts."""
+    return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+
+
 def is_whitened(state: State) -> bool:
     """Whether tensors come from a network with whitening layers."""
     return any(key.endswith("running_deconv") for key in state)

@@ -79,6 +79,7 @@ def render_comparison(runs: Sequence[RunRecord]) -> str:
     plain = [group for group in groups if _operator(group.runs[0]) == "batchnorm"]
     reference = max(plain or groups[:1], key=lambda group: mean_and_spread(group.best(main))[0])
     ordered = [reference, *(group for group in groups if group is not reference)]
+    differences = class_differences(ordered)
     return (
         environment()
         .get_template("comparison.html")
@@ -88,9 +89,9 @@ def render_comparison(runs: Sequence[RunRecord]) -> str:
             figure=runs[0].kind.FIGURES[main],
             rows=[_summary(group, reference, main) for group in ordered],
             curves=_curves(ordered, main, runs[0].kind.FIGURES[main]),
-            differences=class_differences(ordered),
-            difference_figure=_difference_figure(ordered),
-            unpaired=len(ordered) > 1,
+            differences=differences,
+            difference_figure=_difference_figure(ordered, differences),
+            several_groups=len(ordered) > 1,
         )
     )
 
@@ -273,9 +274,8 @@ def class_differences(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return rows
 
 
-def _difference_figure(groups: Sequence[Group]) -> Any:
+def _difference_figure(groups: Sequence[Group], rows: Sequence[Mapping[str, Any]]) -> Any:
     reference, *others = groups
-    rows = class_differences(groups)
     if not others or not rows or len(rows) > MOST_CLASSES:
         return None
     drawn = [

@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from segdeconv.models.weights import best_fit, has_statistics, is_whitened
+from segdeconv.models.weights import best_fit, has_statistics, is_whitened, plain_tensors
 from segdeconv.training.command_line import check_run
 from segdeconv.training.mistakes import WriteError
 
@@ -223,9 +223,7 @@ def _what_it_holds(network: Any, weights: Mapping[str, Tensor]) -> str:
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write weights as safetensors."""
-    # safetensors refuses views that share memory, and channels_last layouts
-    plain = {name: value.cpu().contiguous().clone() for name, value in weights.items()}
-    write_whole(path, save(plain))
+    write_whole(path, save(plain_tensors(weights)))
 
 
 def create_run_folder(output_dir: Path, name: str) -> Path:
