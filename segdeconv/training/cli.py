@@ -55,6 +55,10 @@ OUTER_KEYS = {
     "save_every_n_steps": "0 or more",
     "ema_decay": "0 to 1",
 }
+# To Lightning 2 is two batches and 0.5 half of them, 1 is one batch and 1.0 all of them. Its own
+# annotation does not say which is tried first: typing keeps one Optional[Union[...]] for all orders
+# of its members, whichever library made it first, and where float is first 1 becomes 1.0.
+LIMIT_KEYS = ("limit_train_batches", "limit_val_batches")
 OTHER_KEYS = {"config", "print_config"}
 DEFAULT_TASK = "segmentation"  # of the runs that were made before there were others
 
@@ -212,8 +216,10 @@ def make_parser(task: str) -> ArgumentParser:
     parser.add_class_arguments(kind.loss, "loss")
     parser.add_class_arguments(OptimizerOptions, "optimizer")
     parser.add_class_arguments(ScheduleOptions, "schedule")
-    skip = set(signature(Trainer).parameters) - TRAINER_KEYS.keys()
+    skip = set(signature(Trainer).parameters) - TRAINER_KEYS.keys() | set(LIMIT_KEYS)
     parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
+    for key in LIMIT_KEYS:
+        add(f"--trainer.{key}", type=int | float | None, help="batches: 2; a share of them: 0.5")
     return parser
 
 

@@ -47,6 +47,17 @@ def test_a_number_with_an_exponent_is_a_number(parser, write):
     assert parser.read(["--config", path]).optimizer.lr == 0.001
 
 
+@pytest.mark.parametrize("key", ["limit_train_batches", "limit_val_batches"])
+@pytest.mark.parametrize("given", ["1", "1.0", "2", "0.5", "null"])
+def test_a_limit_is_batches_or_a_share_as_it_is_written(parser, write, key, given):
+    path = write("limit.yaml", f"trainer:\n  {key}: {given}\n")
+    for arguments in (["--config", path], [f"--trainer.{key}", given]):
+        config = parser.read(arguments)
+        assert repr(config.trainer[key]) == given.replace("null", "None")
+        again = parser.read(["--config", write("again.yaml", parser.write(config))])
+        assert repr(again.trainer[key]) == given.replace("null", "None")
+
+
 def test_what_is_written_is_read_back_as_it_was(parser, write):
     path = write("a.yaml", {"data": {"crop_size": [3, 4]}, "model": {"operator_options": {"a": 1}}})
     config = parser.read(["--config", path, "--loss.terms", "{dice: 2}"])
