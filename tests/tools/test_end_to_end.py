@@ -38,7 +38,7 @@ def test_the_guide_leads_from_a_classifier_to_predictions_by_onnx(
         assert code == 0, f"{name} {arguments}: {err}"
         said[name, run] = out
     start = Path("runs/segmenter/start_weights.txt").read_text()
-    assert "tensors into the encoder" in start and "not used: fc (2)" in start
+    assert "tensors into the encoder; not in the file: network.decoder" in start
     assert "Sky" in said["eval", None]
     photos = sorted(path.stem for path in Path("data/camvid/val/images").iterdir())
     seen = [np.array(Image.open(path)) for path in sorted(Path("seen/ids").glob("*.png"))]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from segdeconv import export
+from segdeconv.export import comparison, network
 
 
 def read(path):
@@ -139,11 +139,11 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tool, trained, expect, monk
     expect(tool("export", "last", "--out", "runs", *plain), 1, "--overwrite replaces it")
     expect(tool("export", "last", "--out", "/proc/net/mine", *plain), 1, "/proc")
     with monkeypatch.context() as patch:
-        patch.setattr(export, "find_spec", lambda name: None)
+        patch.setattr(network, "find_spec", lambda name: None)
         expect(tool("export", "last"), 1, "onnxruntime", "extra `export`")
     with monkeypatch.context() as patch:
-        patch.setattr(export, "TOLERANCE", -1)
-        patch.setattr(export, "ROUNDING", -1)
+        patch.setattr(comparison, "TOLERANCE", -1)
+        patch.setattr(comparison, "ROUNDING", -1)
         expect(tool("export", "last", *plain), 1, "more than rounding")
     assert sorted(Path().rglob("*")) == before
     (trained / "weights.safetensors").unlink()
