@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from segdeconv.metrics import scores_from_confusion
+from segdeconv.metrics import count_confusions, scores_from_confusion
 
 BINS = 15  # as in Guo et al., "On Calibration of Modern Neural Networks", ICML 2017
 
@@ -38,7 +37,8 @@ class Calibration:
             right: Whether it is the true one, of the same shape.
             labelled: Whether a pixel counts, of the same shape; None: all do.
         """
-        bins = (confidence * BINS).long().clamp_(0, BINS - 1)
+        # bytes are counted three times as fast as whole numbers of eight
+        bins = (confidence * BINS).to(torch.uint8).clamp_(0, BINS - 1)
         if labelled is not None:
             bins = torch.where(labelled, bins, BINS)  # one more, which is left out
         bins, right = bins.flatten(), right.flatten()
@@ -94,9 +94,7 @@ class Observer:
             classes, confidence, masks = classes.cpu(), confidence.cpu(), masks.cpu()
         self.calibration.update(confidence, classes == masks, masks != self.ignore_index)
         for name, predicted, mask in zip(names, classes, masks, strict=True):
-            counts = multiclass_confusion_matrix(
-                predicted, mask, self.num_classes, None, self.ignore_index, validate_args=False
-            )
+            counts = count_confusions(predicted, mask, self.num_classes, self.ignore_index)
             score = scores_from_confusion(counts).miou
             if not math.isnan(score):  # of an image without labels there is nothing to say
                 self.images[name] = score
