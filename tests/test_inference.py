@@ -133,7 +133,7 @@ def test_a_network_of_other_classes_than_the_labels_is_refused():
     batch = {"image": torch.zeros(1, 3, 4, 5), "mask": random_labels(1, 4, 5), "name": ["a"]}
     twelve = torch.zeros(1, 12, 4, 5)
     twelve[:, 11] = 1  # all pixels are of a class that the labels do not have
-    with pytest.raises(ValueError, match="20 of 20 pixels.*the network and its labels must have"):
+    with pytest.raises(ValueError, match=r"20 of 20 pixels.*the network and its labels must have"):
         evaluate(lambda images: twelve, [batch], CAMVID)
 
 
