@@ -441,6 +441,7 @@ def _on_device(
     return forward
 
 
+@torch.no_grad()
 def evaluate(
     model: Model,
     batches: Iterable[Mapping[str, Any]],

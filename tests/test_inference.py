@@ -137,6 +137,18 @@ def test_a_network_of_other_classes_than_the_labels_is_refused():
         evaluate(lambda images: twelve, [batch], CAMVID)
 
 
+def test_an_evaluation_keeps_no_gradients():
+    layer, seen = torch.nn.Conv2d(3, 11, 1), []
+
+    def spy(images):
+        seen.append(layer(images))
+        return seen[-1]
+
+    batch = {"image": torch.zeros(1, 3, 4, 5), "mask": random_labels(1, 4, 5), "name": ["a"]}
+    evaluate(spy, [batch], CAMVID, observe=lambda names, *seen_too: seen.extend(seen_too))
+    assert len(seen) == 4 and not any(each.requires_grad for each in seen)
+
+
 def test_evaluation_counts_pixels_over_the_whole_set_and_leaves_out_ignored_ones():
     truth = random_labels(3, 10, 12)
     truth[:, :2] = 255
