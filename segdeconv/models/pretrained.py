@@ -326,22 +326,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: It is missing, damaged, of something else or of another version.
     """
     path = folder / CONFIG
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(
-            f"{folder} holds no model: it has no {CONFIG}; `save_pretrained` and tools/export.py "
-            "RUN --what pretrained write such folders"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        hint = {
-            "segdeconv encoder": "an encoder's; give the folder as weights= of create_model",
-            "segdeconv network": "a folded network's; load it with segdeconv.export.load_network",
-        }.get(str(found), "not of this library")
-        raise ValueError(f"{path} is {hint}")
+    content = _read_json(path)
     about = content.get("about", {})
     version = content.get("segdeconv")
     _check_keys(content, _KEYS, path, version)
@@ -354,6 +339,31 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} holds {part!r} under {name!r}; expected names and values")
     _check_keys(about, [item.name for item in fields(About)], path, version)
     return {**content, "about": about}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What the file of a model's folder holds, whatever keys that are.
+
+    Raises:
+        ValueError: It is missing, damaged, or of something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path.parent} holds no model: it has no {CONFIG}; `save_pretrained` and "
+            "tools/export.py RUN --what pretrained write such folders"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        hint = {
+            "segdeconv encoder": "an encoder's; give the folder as weights= of create_model",
+            "segdeconv network": "a folded network's; load it with segdeconv.export.load_network",
+        }.get(str(found), "not of this library")
+        raise ValueError(f"{path} is {hint}")
+    return cast(dict[str, Any], content)
 
 
 def _check_keys(

@@ -23,7 +23,13 @@ from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.prediction_options import prediction_of, short_name
 from segdeconv.training.processes import wait_for_all
 from segdeconv.training.ranges import check_ranges
-from segdeconv.training.reporting import look, only_warning, peak_memory
+from segdeconv.training.reporting import (
+    classified,
+    look,
+    observer_of,
+    only_warning,
+    peak_memory,
+)
 from segdeconv.training.run_folder import check_fit, check_writable, environment, read_weights
 from segdeconv.training.task import NetworkOptions, build_network
 
@@ -140,7 +146,7 @@ def _evaluate_classifier(
     path = checkpoint_path(folder, config.checkpoint)
     task = ClassificationTask(load_classifier(built, path), data.label_set).eval().to(device)
     images = min(config.limit or len(data.val_set), len(data.val_set))
-    batches = data.val_dataloader(images)
+    batches, observer = data.val_dataloader(images), observer_of(data)
     started = time.monotonic()
     half = settings.precision != "float32"
     dtype = getattr(torch, settings.precision) if half else None
@@ -148,12 +154,18 @@ def _evaluate_classifier(
         for batch in tqdm(
             batches, desc=config.data.val_split, unit="batch", disable=rank > 0 or None
         ):
-            task.score_batch({name: batch[name].to(device) for name in ("image", "label")})
+            labels = batch["label"].to(device)
+            logits = task(batch["image"].to(device)).float()
+            task.score_logits(logits, labels)
+            if config.report != "none":
+                observer(batch["name"], batch["image"], logits, labels)
     task.cpu()  # processes add up their counts in main memory
     scores = task.compute_scores()
     record = _about(config, folder, path, images, settings, device)
     record |= {"loss": float(task.val_loss.compute()), **scores.to_dict(data.label_set.class_names)}
-    evaluation = Evaluation(record, facts=_speed(images, started))
+    observer.gather()
+    which = f"all {images} images of {record['split']}"
+    evaluation = classified(observer, which, _speed(images, started), record)
     return scores.table(data.label_set.class_names), record, evaluation
 
 

@@ -434,6 +434,13 @@ def test_a_network_of_several_outputs_is_refused():
         on_meta("googlenet")
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_are_refused_in_a_sentence(channels):
+    model = on_meta("resnet18", operator="batchnorm")
+    with pytest.raises(ValueError, match=f"images of {channels} channels: the model takes 3"):
+        model(torch.empty(2, channels, 32, 32, device="meta"))
+
+
 def test_a_single_image_is_refused():
     with pytest.raises(ValueError, match=r"give a single image as images\[None\]"):
         plain("pnasnet_a")(images(3, 32, 32))

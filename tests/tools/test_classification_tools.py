@@ -67,7 +67,8 @@ def test_its_options_may_change_when_it_goes_on(classifier, tool):
 
 def test_its_task_cannot_change(classifier, tool, expect):
     done = tool("train", "--resume", classifier, "--task", "segmentation")
-    expect(done, 2, "unknown key", "it is one of task classification")
+    expect(done, 2, "command line: task is 'segmentation'", "is a run of task classification")
+    expect(tool("eval", classifier, "--task", "segmentation"), 2, "which cannot change; leave it")
 
 
 def test_its_encoder_starts_a_segmentation(classifier, tool, config_file):
