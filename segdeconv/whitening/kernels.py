@@ -21,7 +21,12 @@ from torch.autograd.function import once_differentiable
 
 from segdeconv.whitening.blocks import Blocks
 from segdeconv.whitening.roots import MAX_STEPS_IN_SINGLE
-from segdeconv.whitening.sampling import PatchGrid, add_moments_gradient, centred_columns
+from segdeconv.whitening.sampling import (
+    PatchGrid,
+    add_moments_gradient,
+    centred_columns,
+    moments_of_shifted,
+)
 
 LARGEST_ROOT = 64  # a program holds whole matrices in registers
 TILE = 64  # columns of a tile of the Gram matrix, at most
@@ -391,13 +396,9 @@ class _PatchMoments(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         sums, gram = patch_gram(x, grid, blocks, shift)
         rows = grid.count(x.shape)
-        from_shift = sums / blocks.rows_per_mean(rows)
-        outer = from_shift[:, :, None] * from_shift[:, None, :]
-        if blocks.num_roots < blocks.num_means:
-            outer = outer.mean(0, keepdim=True)
-        covariance = gram / (rows * blocks.num // blocks.num_roots) - outer
+        from_shift, second_moment = sums / blocks.rows_per_mean(rows), gram / blocks.rows(rows)
+        mean, covariance = moments_of_shifted(shift, from_shift, second_moment, blocks)
         covariance.diagonal(dim1=-2, dim2=-1).add_(eps)
-        mean = shift + from_shift
         ctx.save_for_backward(x, mean)
         ctx.grid, ctx.blocks = grid, blocks
         return x.view_as(x), mean, covariance
@@ -411,8 +412,7 @@ class _PatchMoments(torch.autograd.Function):
         grid, blocks = ctx.grid, ctx.blocks
         if _apart(grid):
             rows = grid.count(x.shape)
-            samples = rows * blocks.num // blocks.num_roots
-            weight = (grad_covariance + grad_covariance.mT) / samples
+            weight = (grad_covariance + grad_covariance.mT) / blocks.rows(rows)
             offset = grad_mean / blocks.rows_per_mean(rows)
             grad_x = _add_gram_gradient(grad_x, x, mean, weight, offset, grid, blocks)
         else:
