@@ -133,7 +133,7 @@ def fused_inverse_root(covariance: Tensor, n_iter: int = 5) -> Tensor:
         ValueError: The matrices or steps are none the kernel is for.
     """
     size = covariance.shape[-1]
-    if size > LARGEST_ROOT or n_iter > MAX_STEPS_IN_SINGLE or covariance.dtype != torch.float32:
+    if not fits_fused_root(covariance, n_iter):
         raise ValueError(
             f"the Triton kernel takes float32 matrices of up to {LARGEST_ROOT} columns and up to "
             f"{MAX_STEPS_IN_SINGLE} steps, not {covariance.dtype}, {size} columns, n_iter={n_iter};"
@@ -142,6 +142,12 @@ def fused_inverse_root(covariance: Tensor, n_iter: int = 5) -> Tensor:
     _require_gpu(covariance)
     root: Tensor = torch.ops.segdeconv.fused_root(covariance.reshape(-1, size, size), n_iter)
     return root.view(covariance.shape)
+
+
+def fits_fused_root(covariance: Tensor, n_iter: int) -> bool:
+    """Whether `fused_inverse_root` takes such matrices and steps."""
+    small = covariance.shape[-1] <= LARGEST_ROOT and n_iter <= MAX_STEPS_IN_SINGLE
+    return small and covariance.dtype == torch.float32
 
 
 def _require_gpu(tensor: Tensor) -> None:
