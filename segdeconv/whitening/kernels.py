@@ -31,6 +31,7 @@ from segdeconv.whitening.sampling import (
 LARGEST_ROOT = 64  # a program holds whole matrices in registers
 TILE = 64  # columns of a tile of the Gram matrix, at most
 ROWS = 32  # samples it takes in at a time
+BACKWARD_STAGES = 2  # 80 KiB of shared memory; triton's 3 take 113, where some cards have 99
 PROGRAMS = 1024  # aimed at; a constant, as the order of the sums must not depend on the device
 
 
@@ -541,6 +542,7 @@ def _patch_gram_backward(
         means,
         len(weight),
         tuple(grid),
+        num_stages=BACKWARD_STAGES,
         **tiling,
     )
 
