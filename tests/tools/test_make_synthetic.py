@@ -107,6 +107,7 @@ def test_overwrite_replaces_earlier_scenes_and_nothing_else(make, written):
         "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png",
         f"leftImg8bit/train/{stem}_leftImg8bit.png",
         f"gtFine/train/{stem}_gtFine_labelIds.png",
+        f"gtFine/train/{stem}_gtFine_instanceIds.png",
     }
     assert mine.read_bytes() == b"mine"
 
