@@ -47,9 +47,9 @@ def main(arguments: list[str]) -> None:
     parser = ConfigParser()
     parser.add_argument("--split", type=str, default="test", help="split of the data set")
     config = parser.read(["--data.dataset", "cityscapes", *options])
-    samples = parser.instantiate(config).data.open(config.split, None)
-    if not isinstance(samples, Cityscapes):
+    if config.data.dataset != "cityscapes":
         raise UsageError(f"this tool is for data.dataset cityscapes, not {config.data.dataset}")
+    samples: Cityscapes = parser.instantiate(config).data.open(config.split, None)
     found = check_submission(Path(arguments[0]), samples, show_progress)
     print(found)
     for remark in found.remarks:
