@@ -156,13 +156,13 @@ class SegmentationScores:
         """Everything as JSON types: NaN becomes None, per-class scores are keyed by name."""
         self._check(class_names)
         return {
-            "miou": _json_number(self.miou),
-            "mean_accuracy": _json_number(self.mean_accuracy),
-            "pixel_accuracy": _json_number(self.pixel_accuracy),
-            "mean_category_iou": _json_number(self.mean_category_iou),
-            "class_iou": _json_numbers(class_names, self.class_iou.tolist()),
-            "class_accuracy": _json_numbers(class_names, self.class_accuracy.tolist()),
-            "category_iou": _json_numbers(self.category_iou, self.category_iou.values()),
+            "miou": json_number(self.miou),
+            "mean_accuracy": json_number(self.mean_accuracy),
+            "pixel_accuracy": json_number(self.pixel_accuracy),
+            "mean_category_iou": json_number(self.mean_category_iou),
+            "class_iou": json_numbers(class_names, self.class_iou.tolist()),
+            "class_accuracy": json_numbers(class_names, self.class_accuracy.tolist()),
+            "category_iou": json_numbers(self.category_iou, self.category_iou.values()),
             "confusion": self.confusion.tolist(),
         }
 
@@ -175,17 +175,15 @@ class SegmentationScores:
         rule = "-" * (width + 30)
         lines = [f"{'class':<{width}}  {'IoU':>8}  {'accuracy':>8}  {'pixels':>8}", rule]
         lines += [
-            f"{name:<{width}}  {_percent(iou)}  {_percent(accuracy)}  {_percent(pixels)}"
+            f"{name:<{width}}  {percent(iou)}  {percent(accuracy)}  {percent(pixels)}"
             for name, iou, accuracy, pixels in rows
         ]
-        lines += [rule, f"{'mean':<{width}}  {_percent(self.miou)}  {_percent(self.mean_accuracy)}"]
-        lines += [f"{'all pixels':<{width}}  {'':>8}  {_percent(self.pixel_accuracy)}"]
+        lines += [rule, f"{'mean':<{width}}  {percent(self.miou)}  {percent(self.mean_accuracy)}"]
+        lines += [f"{'all pixels':<{width}}  {'':>8}  {percent(self.pixel_accuracy)}"]
         if self.category_iou:
             lines += ["", f"{'category':<{width}}  {'IoU':>8}", rule]
-            lines += [
-                f"{name:<{width}}  {_percent(iou)}" for name, iou in self.category_iou.items()
-            ]
-            lines += [rule, f"{'mean category IoU':<{width}}  {_percent(self.mean_category_iou)}"]
+            lines += [f"{name:<{width}}  {percent(iou)}" for name, iou in self.category_iou.items()]
+            lines += [rule, f"{'mean category IoU':<{width}}  {percent(self.mean_category_iou)}"]
         return "\n".join(lines)
 
     def _check(self, class_names: Sequence[str]) -> None:
@@ -226,7 +224,9 @@ def scores_from_confusion(
         mean_accuracy=float(class_accuracy.nanmean()),
         pixel_accuracy=float(confusion.diagonal().sum().double() / confusion.sum()),
         category_iou=category_iou,
-        mean_category_iou=float(torch.tensor([*category_iou.values()]).double().nanmean()),
+        mean_category_iou=float(
+            torch.tensor([*category_iou.values()], dtype=torch.float64).nanmean()
+        ),
         confusion=confusion,
     )
 
@@ -248,7 +248,8 @@ def _category_iou(confusion: Tensor, categories: Sequence[str]) -> dict[str, flo
     return dict(zip(names, _iou(member @ confusion @ member.T).tolist(), strict=True))
 
 
-def _percent(ratio: float | Tensor) -> str:
+def percent(ratio: float | Tensor) -> str:
+    """A share in percent, as wide as a column of the tables here; a dash for NaN."""
     value = float(ratio)
     return f"{'-':>8}" if math.isnan(value) else f"{100 * value:8.2f}"
 
@@ -281,8 +282,8 @@ class ClassificationScores:
         """Everything as JSON types: NaN becomes None, per-class scores are keyed by name."""
         few = len(class_names) <= 100  # ImageNet's would be a million numbers
         return {
-            **{name: _json_number(getattr(self, name)) for name in self.FIGURES},
-            "class_accuracy": _json_numbers(class_names, self.class_accuracy.tolist()),
+            **{name: json_number(getattr(self, name)) for name in self.FIGURES},
+            "class_accuracy": json_numbers(class_names, self.class_accuracy.tolist()),
             "confusion": self.confusion.tolist() if few else None,
         }
 
@@ -293,12 +294,12 @@ class ClassificationScores:
         counts = self.confusion.sum(1).tolist()
         lines = [f"{'class':<{width}}  {'accuracy':>8}  {'images':>8}", rule]
         lines += [
-            f"{name:<{width}}  {_percent(accuracy)}  {count:>8}"
+            f"{name:<{width}}  {percent(accuracy)}  {count:>8}"
             for name, accuracy, count in zip(class_names, self.class_accuracy, counts, strict=True)
         ]
-        lines += [rule, f"{'mean of classes':<{width}}  {_percent(self.mean_accuracy)}"]
-        lines += [f"{'top-1':<{width}}  {_percent(self.top1)}  {sum(counts):>8}"]
-        lines += [f"{'top-5':<{width}}  {_percent(self.top5)}"]
+        lines += [rule, f"{'mean of classes':<{width}}  {percent(self.mean_accuracy)}"]
+        lines += [f"{'top-1':<{width}}  {percent(self.top1)}  {sum(counts):>8}"]
+        lines += [f"{'top-5':<{width}}  {percent(self.top5)}"]
         return "\n".join(lines)
 
 
@@ -321,9 +322,11 @@ def classification_scores(confusion: Tensor, top5: float) -> ClassificationScore
     )
 
 
-def _json_number(value: float) -> float | None:
+def json_number(value: float) -> float | None:
+    """A number as JSON has it, where there is no NaN."""
     return None if math.isnan(value) else value
 
 
-def _json_numbers(names: Iterable[str], values: Iterable[float]) -> dict[str, float | None]:
-    return {name: _json_number(value) for name, value in zip(names, values, strict=True)}
+def json_numbers(names: Iterable[str], values: Iterable[float]) -> dict[str, float | None]:
+    """Named numbers as JSON has them."""
+    return {name: json_number(value) for name, value in zip(names, values, strict=True)}

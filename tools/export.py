@@ -18,7 +18,8 @@ nothing behind.
   RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
   --what network              encoder, or pretrained: the whole network as it is, to go on training
                               or to publish, with a model card (the Hugging Face layout)
-  --out FOLDER                new folder for the files; default: RUN_DIR/WHAT
+  --out FOLDER                new folder for the files; default: RUN_DIR/WHAT; of a published
+                              model beside its folder, RUN_DIR_results/WHAT
   --overwrite                 replace an earlier export
   --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
 
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> None:
         from segdeconv.training.evaluation import checkpoint_path, load_classifier, load_network
         from segdeconv.training.prediction import choose_label_set
         from segdeconv.training.publishing import about_run
-        from segdeconv.training.run_folder import check_writable
+        from segdeconv.training.run_folder import check_writable, results_folder
 
     parser = ConfigParser()
     add = parser.add_argument
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> None:
     add("--unfolded", action="store_true", help="the run's own layers")
     folder, config = parser.open_run(run, options)
     check_options(config)
-    out = Path(config.out or folder / config.what)
+    out = Path(config.out or results_folder(folder) / config.what)
     if out.resolve() == folder.resolve():
         raise UsageError(f"--out {out} is what is exported; name another folder")
     check_writable(out, folder=True)

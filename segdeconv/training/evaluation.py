@@ -20,8 +20,13 @@ from segdeconv.training.classification import ClassificationTask, build_classifi
 from segdeconv.training.classification_data import ClassificationData
 from segdeconv.training.cli import ConfigParser
 from segdeconv.training.data_module import SegmentationData
+from segdeconv.training.prediction_files import (
+    about_files_alone,
+    can_be_scored,
+    compare_officially,
+    predictions_folder,
+)
 from segdeconv.training.prediction_options import prediction_of, short_name
-from segdeconv.training.processes import wait_for_all
 from segdeconv.training.ranges import check_ranges
 from segdeconv.training.reporting import (
     classified,
@@ -30,7 +35,7 @@ from segdeconv.training.reporting import (
     only_warning,
     peak_memory,
 )
-from segdeconv.training.run_folder import check_fit, check_writable, environment, read_weights
+from segdeconv.training.run_folder import check_fit, environment, read_weights
 from segdeconv.training.task import NetworkOptions, build_network
 
 
@@ -44,13 +49,14 @@ def evaluate_run(
     Args:
         parser: What read the configuration.
         config: A run's configuration, with checkpoint, split, limit, device, save_predictions,
-            report ("none" if none is wanted) and the options of
+            official, report ("none" if none is wanted) and the options of
             `segdeconv.training.prediction_options`.
         folder: The run's folder.
         rank: Number of this process; the first one shows progress.
 
     Returns:
         A table to print, everything as JSON types, and what a report shows, of the first process.
+        Of a split without labels there are files of predictions, and neither scores nor a report.
 
     Raises:
         ValueError: If weights or data do not fit the configuration.
@@ -58,19 +64,26 @@ def evaluate_run(
     check_ranges("", {"limit": config.limit}, limit="1 or more")
     if config.task == "classification":
         return _evaluate_classifier(parser, config, folder, rank)
-    if config.save_predictions:
-        check_empty(Path(config.save_predictions))
-        check_writable(Path(config.save_predictions), folder=True)
-        wait_for_all()  # before one of the processes writes into it
+    with predictions_folder(config, rank) as predictions:
+        return _evaluate_segmentation(parser, config, folder, rank, predictions)
+
+
+def _evaluate_segmentation(
+    parser: ConfigParser, config: Namespace, folder: Path, rank: int, predictions: Path | None
+) -> tuple[str, dict[str, Any], Evaluation | None]:
+    """`evaluate_run` of a segmentation network, with a folder for files if they are wanted."""
     settings = prediction_of(config)
     config.data.val_split = config.split or config.data.val_split
     built = parser.instantiate(config)
     data: SegmentationData = built.data
+    images = min(config.limit or len(data.val_set), len(data.val_set))
+    scorable = can_be_scored(config, data.val_set, images)
+    config.report = config.report if scorable else "none"
     device = pick_device(config.device)
     path = checkpoint_path(folder, config.checkpoint)
     network = load_network(built.model, data.label_set, path).to(device)
-    images = min(config.limit or len(data.val_set), len(data.val_set))
     observer = Observer(data.label_set.num_classes, data.val_set.ignore_index)
+    observed = config.report != "none"
     started = time.monotonic()
     scores = evaluate(
         network,
@@ -82,21 +95,27 @@ def evaluate_run(
         ),
         data.label_set,
         device,
-        Path(config.save_predictions) if config.save_predictions else None,
+        predictions,
         settings,
-        None if config.report == "none" else observer,
+        observer if observed else None,
     )
     facts = _speed(images, started)
     record = _about(config, folder, path, images, settings, device)
-    record |= {"resize": data.val_resize, **scores.to_dict(data.label_set.class_names)}
-    evaluation = None
-    if config.report != "none":
+    record |= {"resize": data.val_resize, "predictions": config.save_predictions}
+    if not scorable:
+        return about_files_alone(config), record, None
+    record |= scores.to_dict(data.label_set.class_names)
+    table, evaluation = scores.table(data.label_set.class_names), None
+    if observed:
         observer.gather()
-        if rank == 0:
-            seen = f"all {images} images of {record['split']}"
-            with only_warning():
-                evaluation = look(observer, network, data, device, seen, facts, record, settings)
-    return scores.table(data.label_set.class_names), record, evaluation
+    if config.official and predictions and rank == 0:
+        record["official"], text = compare_officially(scores, data.val_set, images, predictions)
+        table += f"\n\n{text}"
+    if observed and rank == 0:
+        seen = f"all {images} images of {record['split']}"
+        with only_warning():
+            evaluation = look(observer, network, data, device, seen, facts, record, settings)
+    return table, record, evaluation
 
 
 def _speed(images: int, started: float) -> dict[str, str]:
@@ -134,10 +153,12 @@ def _evaluate_classifier(
 ) -> tuple[str, dict[str, Any], Evaluation]:
     """`evaluate_run` of a classifier: images as in validation, one forward each."""
     settings = prediction_of(config)
-    if replace(settings, precision="float32") != Prediction() or config.save_predictions:
+    for_segmentation = config.save_predictions or config.official
+    if replace(settings, precision="float32") != Prediction() or for_segmentation:
         raise ValueError(
-            "windows, scales, mirror images and saved predictions are for segmentation; of a "
-            "classifier only --split, --limit, --checkpoint, --device and --precision can be said"
+            "windows, scales, mirror images, saved predictions and --official are for "
+            "segmentation; of a classifier only --split, --limit, --checkpoint, --device and "
+            "--precision can be said"
         )
     config.data.val_split = config.split or config.data.val_split
     built = parser.instantiate(config)
@@ -227,19 +248,6 @@ def result_name(record: dict[str, Any], config: Namespace, own: Namespace) -> st
     if config.task == "segmentation" and size != (own.data.val_resize or own.data.resize):
         name += "_{}x{}".format(*size) if size else "_full_size"
     return f"{name}.json"
-
-
-def check_empty(folder: Path) -> None:
-    """Predictions go into a folder of their own, where they replace nothing.
-
-    Raises:
-        ValueError: If something is in it.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"--save-predictions {folder}: the folder is not empty, and nothing is overwritten; "
-            "give a new one"
-        )
 
 
 def pick_device(name: str) -> torch.device:

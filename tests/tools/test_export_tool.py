@@ -1,6 +1,7 @@
 """tools/export.py: from a run to files that others read, and back into a run."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from segdeconv.export import comparison, network
+from segdeconv.training.run_folder import results_folder
 
 
 def read(path):
@@ -88,6 +90,26 @@ def test_a_published_model_stands_in_for_its_run(tool, trained, tiny_camvid, exp
     assert Path("again/README.md").read_text() == card
     assert tool("export", "mine", "--formats", "safetensors", "--out", "net")[0] == 0
     expect(tool("train", "--resume", "mine"), 1, "no run to go on with", "--model.weights mine")
+
+
+def test_results_about_a_published_model_go_beside_its_folder(tool, trained, tiny_camvid):
+    assert tool("export", "last", "--what", "pretrained", "--out", "models/mine")[0] == 0
+    before = sorted(Path("models/mine").rglob("*"))
+    code, out, err = tool("eval", "models/mine", "--data.root", tiny_camvid, "--limit", 1)
+    assert code == 0, err
+    assert "written to models/mine_results/eval_val_best_first1.json" in out
+    assert Path("models/mine_results/eval_val_best_first1.html").is_file()
+    given = ("export", "models/mine", "--formats", "safetensors")
+    assert tool(*given)[0] == 0
+    assert Path("models/mine_results/network/model.safetensors").is_file()
+    assert sorted(Path("models/mine").rglob("*")) == before
+    # one that stands elsewhere, or where one is, too
+    assert results_folder(Path("models/mine/")) == Path("models/mine_results")
+    assert results_folder(Path("models/mine").resolve()) == Path("models/mine_results").resolve()
+    os.chdir("models/mine")
+    assert results_folder(Path()) == Path("../mine_results")
+    os.chdir("../..")
+    assert results_folder(Path("runs/run")) == Path("runs/run")
 
 
 def test_a_published_model_starts_a_run(tool, trained, config_file):
