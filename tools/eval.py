@@ -15,7 +15,8 @@ original size. The run's config.yaml says what network it is; the weights file h
 Of a classifier: top-1, top-5, loss, accuracy of each class; --split, --limit, --json, --checkpoint,
 --device and --precision are for it too.
 
-  RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
+  RUN_DIR                     folder of a run, or "last" for the newest in --output_dir; or what
+                              tools/export.py wrote of one
   --split val                 split of the data set
   --limit 10                  evaluate only the first images
   --save-predictions FOLDER   write a PNG of label ids for each image, of its own size, as the

@@ -86,8 +86,8 @@ def main(arguments: list[str]) -> None:
     else:
         classes = choose_label_set(config.data, None, folder)
         model = load_network(built.model, classes, path)
+    model.about = about_run(config, folder, classes, normalization)
     if config.what == "pretrained":
-        model.about = about_run(config, folder, classes, normalization)
         checks = [export_pretrained(model, out, overwrite=config.overwrite)]
     elif config.what == "encoder":
         checks = [
@@ -105,7 +105,6 @@ def main(arguments: list[str]) -> None:
             out,
             formats=config.formats,
             argmax=config.argmax,
-            normalization=normalization,
             normalize=config.normalize,
             size=tuple(config.size) if config.size else None,
             overwrite=config.overwrite,

@@ -50,7 +50,10 @@ def export_encoder(
         save({names.upstream(key): value for key, value in kept.items()}, part)
         config = _plain_config(model) if folded else model.config
         about = {"library": names.library, "encoder": names.name, "folded": folded}
-        write_config(part, ENCODER, {**about, "task": model.task, "model": config}, normalization)
+        about |= {"task": model.task, "model": config}
+        if normalization:
+            about |= dict(zip(("mean", "std"), map(list, normalization), strict=True))
+        write_config(part, ENCODER, about)
         check = _check(model, config, part, names, folded)
     return check
 

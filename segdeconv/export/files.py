@@ -12,11 +12,12 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from segdeconv.models.pretrained import EXPORTED, format_of
 from segdeconv.models.pretrained import FORMAT as PRETRAINED
 from segdeconv.models.weights import plain_tensors
 
 FORMATS = {"safetensors": "model.safetensors", "onnx": "model.onnx", "program": "model.pt2"}
-ENCODER, NETWORK = "segdeconv encoder", "segdeconv network"  # "format" of config.json
+ENCODER = "segdeconv encoder"  # "format" of its config.json
 
 Normalization = tuple[Sequence[float], Sequence[float]]
 
@@ -33,7 +34,7 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
             raise ValueError(
                 f"{folder} is there already; --overwrite replaces it, --out names another folder"
             )
-        if format_of(folder) not in (ENCODER, NETWORK, PRETRAINED):
+        if format_of(folder) not in (ENCODER, EXPORTED, PRETRAINED):
             raise ValueError(f"{folder} is no export, and is not replaced; name another with --out")
     elif folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name another folder with --out")
@@ -55,22 +56,9 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def format_of(folder: Path) -> str | None:
-    """What kind of export is in a folder; None if there is none."""
-    try:
-        content = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return content.get("format") if isinstance(content, dict) else None
-
-
-def write_config(
-    part: Path, kind: str, about: Mapping[str, Any], normalization: Normalization | None
-) -> None:
-    """Say in config.json what is in the folder, and how its images are normalised."""
-    if normalization:
-        about = {**about, "mean": list(normalization[0]), "std": list(normalization[1])}
-    (part / "config.json").write_text(json.dumps({"format": kind, **about}, indent=2) + "\n")
+def write_config(part: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Say in config.json what is in the folder."""
+    (part / "config.json").write_text(json.dumps({"format": kind, **content}, indent=2) + "\n")
 
 
 def save(state: Mapping[str, Tensor], part: Path) -> None:

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from segdeconv.export.comparison import AnyModel, Check, build, compare, difference, probe, probes
 from segdeconv.export.files import (
     FORMATS,
-    NETWORK,
     Normalization,
-    format_of,
     new_folder,
     save,
     write_config,
 )
 from segdeconv.inference import OnnxModel
-from segdeconv.models import SegmentationModel
+from segdeconv.models import About, SegmentationModel
 from segdeconv.models.classification import SMALL
+from segdeconv.models.pretrained import EXPORTED, is_exported, read_config
 from segdeconv.surgery import fold
 
 
@@ -50,7 +49,7 @@ def export_network(
         folder: New or empty folder.
         formats: Some of `FORMATS`.
         argmax: They give classes (N, H, W) int64, of a classifier (N,), in place of logits.
-        normalization: Mean and standard deviation of the images.
+        normalization: Mean and standard deviation of the images; default: what `model.about` says.
         normalize: They take pixels 0 to 255 and normalise them.
         size: Fix height and width; N stays free where the network allows it.
         overwrite: Replace an earlier export.
@@ -60,14 +59,21 @@ def export_network(
             was written differs.
     """
     _check_formats(formats, size)
-    assert normalization or not normalize
     model = copy.deepcopy(model).cpu().eval()
+    about = model.about
+    if normalization:
+        mean, std = map(list, normalization)
+        about = replace(about, mean=mean, std=std)
+    elif about.mean and about.std:
+        normalization = about.mean, about.std
+    if normalize and not normalization:
+        raise ValueError("normalize=True needs the normalization of the images: mean and deviation")
     deployed = Deployed(model, argmax, normalization if normalize else None).eval()
-    about = {"argmax": argmax, "normalize": normalize, "size": size, "formats": list(formats)}
+    given = {"argmax": argmax, "normalize": normalize, "size": size, "formats": list(formats)}
     checks = []
     with new_folder(folder, overwrite) as part:
-        network = {"task": model.task, "model": deployed.network.config}
-        write_config(part, NETWORK, {**network, **about}, normalization)
+        network = {"task": model.task, "model": deployed.network.config, "about": asdict(about)}
+        write_config(part, EXPORTED, {**network, **given})
         if "safetensors" in formats:
             save(deployed.network.state_dict(), part)
             checks.append(_check_weights(model, part))
@@ -86,14 +92,15 @@ def load_network(folder: Path) -> AnyModel:
     Raises:
         ValueError: It is no such folder, or has no safetensors.
     """
-    config, weights = folder / "config.json", folder / FORMATS["safetensors"]
-    if format_of(folder) != NETWORK or not weights.is_file():
+    weights = folder / FORMATS["safetensors"]
+    if not is_exported(folder) or not weights.is_file():
         raise ValueError(
             f"{folder} is not an exported network with safetensors; tools/export.py writes one"
         )
-    content = json.loads(config.read_text())
+    content = read_config(folder, exported=True)
     model = fold(build(content["task"], content["model"]))
     model.load_state_dict(load_file(weights))
+    model.about = About(**content["about"])
     return model
 
 

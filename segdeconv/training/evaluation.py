@@ -11,9 +11,11 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from segdeconv.data.labels import LabelSet
-from segdeconv.inference import Prediction, evaluate
+from segdeconv.export import FORMATS
+from segdeconv.export import load_network as load_exported
+from segdeconv.inference import Model, OnnxModel, Prediction, evaluate
 from segdeconv.models import ClassificationModel, SegmentationModel
-from segdeconv.models.pretrained import WEIGHTS, is_pretrained
+from segdeconv.models.pretrained import WEIGHTS, is_exported, is_pretrained
 from segdeconv.report import Evaluation, Observer
 from segdeconv.training.base_task import Network
 from segdeconv.training.classification import ClassificationTask, build_classifier
@@ -80,8 +82,7 @@ def _evaluate_segmentation(
     scorable = can_be_scored(config, data.val_set, images)
     config.report = config.report if scorable else "none"
     device = pick_device(config.device)
-    path = checkpoint_path(folder, config.checkpoint)
-    network = load_network(built.model, data.label_set, path).to(device)
+    network, path = open_network(config, built, data.label_set, folder, device)
     observer = Observer(data.label_set.num_classes, data.val_set.ignore_index)
     observed = config.report != "none"
     started = time.monotonic()
@@ -153,10 +154,10 @@ def _evaluate_classifier(
 ) -> tuple[str, dict[str, Any], Evaluation]:
     """`evaluate_run` of a classifier: images as in validation, one forward each."""
     settings = prediction_of(config)
-    for_segmentation = config.save_predictions or config.official
+    for_segmentation = config.save_predictions or config.official or config.onnx
     if replace(settings, precision="float32") != Prediction() or for_segmentation:
         raise ValueError(
-            "windows, scales, mirror images, saved predictions and --official are for "
+            "windows, scales, mirror images, saved predictions, --official and --onnx are for "
             "segmentation; of a classifier only --split, --limit, --checkpoint, --device and "
             "--precision can be said"
         )
@@ -164,8 +165,8 @@ def _evaluate_classifier(
     built = parser.instantiate(config)
     data: ClassificationData = built.data
     device = pick_device(config.device)
-    path = checkpoint_path(folder, config.checkpoint)
-    task = ClassificationTask(load_classifier(built, path), data.label_set).eval().to(device)
+    classifier, path = _open_classifier(config, built, folder)
+    task = ClassificationTask(classifier, data.label_set).eval().to(device)
     images = min(config.limit or len(data.val_set), len(data.val_set))
     batches, observer = data.val_dataloader(images), observer_of(data)
     started = time.monotonic()
@@ -188,6 +189,47 @@ def _evaluate_classifier(
     which = f"all {images} images of {record['split']}"
     evaluation = classified(observer, which, _speed(images, started), record)
     return scores.table(data.label_set.class_names), record, evaluation
+
+
+def _open_classifier(
+    config: Namespace, built: Namespace, folder: Path
+) -> tuple[ClassificationModel, Path]:
+    """`open_network` of a classifier, which is never an ONNX file."""
+    if is_exported(folder):
+        model = load_exported(folder)
+        assert isinstance(model, ClassificationModel)
+        return model.eval(), folder / FORMATS["safetensors"]
+    path = checkpoint_path(folder, config.checkpoint)
+    return load_classifier(built, path), path
+
+
+def open_network(
+    config: Namespace, built: Namespace, label_set: LabelSet, folder: Path, device: torch.device
+) -> tuple[Model, Path]:
+    """What segments the images of an evaluation or a prediction, and the file that it comes from.
+
+    Args:
+        config: With checkpoint and onnx.
+        built: The objects that the configuration describes.
+        label_set: Classes of the data.
+        folder: Of a run, of `save_pretrained`, or of a folded network, of which the weights are
+            taken before the ONNX file.
+        device: Where it is to run.
+
+    Raises:
+        ValueError: There is no such file, or it does not fit.
+    """
+    onnx = Path(config.onnx) if config.onnx else None
+    if is_exported(folder) and onnx is None:
+        weights = folder / FORMATS["safetensors"]
+        if weights.is_file():
+            return load_exported(folder).to(device), weights
+        onnx = folder / FORMATS["onnx"]
+    if onnx is not None:
+        model = OnnxModel(onnx, device)
+        return model, model.path
+    path = checkpoint_path(folder, config.checkpoint)
+    return load_network(built.model, label_set, path).to(device), path
 
 
 def load_network(options: NetworkOptions, label_set: LabelSet, path: Path) -> SegmentationModel:
@@ -225,7 +267,15 @@ def with_weights(network: Network, path: Path) -> Network:
 
 
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:
-    """File that "best", "last" or a path stands for."""
+    """File that "best", "last" or a path stands for.
+
+    Raises:
+        ValueError: The folder holds a folded network, which has no checkpoints.
+    """
+    if is_exported(folder):
+        raise ValueError(
+            f"{folder} holds a folded network, to run and not to change; name the run it came from"
+        )
     if checkpoint == "best":
         return folder / (WEIGHTS if is_pretrained(folder) else "weights.safetensors")
     return folder / "checkpoints" / "last.ckpt" if checkpoint == "last" else Path(checkpoint)
@@ -243,6 +293,7 @@ def result_name(record: dict[str, Any], config: Namespace, own: Namespace) -> st
     if config.limit:
         name += f"_first{record['images']}"
     mode = short_name(prediction_of(config))
+    name += "_onnx" if config.onnx else ""
     name += f"_{mode}" if mode else ""
     size = record.get("resize")  # a classifier's images have always the size of its validation
     if config.task == "segmentation" and size != (own.data.val_resize or own.data.resize):

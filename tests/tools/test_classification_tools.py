@@ -104,6 +104,9 @@ def test_it_is_exported_for_others_to_run(classifier, tool):
     tool("eval", classifier, "--json", "scores.json")
     scores = json.loads(Path("scores.json").read_text())
     assert (found == samples.labels).sum().item() / 20 == scores["top1"]
+    code, _, err = tool("eval", classifier / "network", "--data.root", "data", "--json", "it.json")
+    assert code == 0, err
+    assert json.loads(Path("it.json").read_text())["confusion"] == scores["confusion"]
 
 
 def test_it_is_published_evaluated_from_there_and_looked_at(classifier, tool, expect):

@@ -112,6 +112,38 @@ def test_results_about_a_published_model_go_beside_its_folder(tool, trained, tin
     assert results_folder(Path("runs/run")) == Path("runs/run")
 
 
+def test_an_exported_network_stands_in_for_its_run(tool, trained, tiny_camvid, expect):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    photos = tiny_camvid / "val" / "images"
+    for name, formats in {"folded": ["safetensors", "program"], "onnx": ["onnx"]}.items():
+        options = ("--formats", *formats, "--out", name)
+        assert (
+            tool("export", "runs/run", *options, *(["--argmax"] if name == "onnx" else []))[0] == 0
+        )
+    for run in ("runs/run", "folded", "onnx"):
+        code, _, err = tool("predict", run, photos, "--write", "ids", "--out", f"seen/{run}")
+        assert code == 0, err
+        given = ("--data.root", tiny_camvid, "--report", "none", "--json", f"seen/{run}.json")
+        code, _, err = tool("eval", run, *given)
+        assert code == 0, err
+    expected = json.loads(Path("seen/runs/run.json").read_text())
+    for run in ("folded", "onnx"):
+        same = read("seen/runs/run/ids/00.png") == read(f"seen/{run}/ids/00.png")
+        assert same.mean() > 0.999
+        scores = json.loads(Path(f"seen/{run}.json").read_text())
+        assert scores["miou"] == pytest.approx(expected["miou"], abs=1e-3)
+        assert Path(scores["weights"]).parent == Path(run)
+    code, _, err = tool("eval", "runs/run", "--onnx", "onnx", "--report", "none")
+    assert code == 0 and Path("runs/run/eval_val_best_onnx.json").is_file(), err
+    refused = "folded network, to run and not to change; name the run"
+    expect(tool("export", "folded", "--what", "encoder"), 1, refused)
+    before = sorted(Path("folded").iterdir())
+    assert tool("eval", "folded", "--data.root", tiny_camvid, "--report", "none")[0] == 0
+    assert sorted(Path("folded").iterdir()) == before
+    assert Path("folded_results/eval_val_best.json").is_file()
+
+
 def test_a_published_model_starts_a_run(tool, trained, config_file):
     assert tool("export", "last", "--what", "pretrained", "--out", "mine")[0] == 0
     start = ("train", "--config", config_file, "--model.weights", "mine", "--name", "second")
