@@ -44,6 +44,7 @@ from _common import (
     environment,
     interleaved,
     keep_freed_memory,
+    milliseconds,
     ratio,
     result_path,
     spread,
@@ -251,6 +252,9 @@ def main() -> None:
             parts(data, options.device), options.seconds, min_rounds=7, device=options.device
         )
         record: dict[str, Any] = {"parts": {name: spread(each) for name, each in times.items()}}
+        print(
+            *(f"{name} {milliseconds(each)} ms" for name, each in record["parts"].items()), sep="\n"
+        )
         record["networks"] = {name: measure(name, data, options) for name in networks}
     text = as_text(record, about)
     print(text)
