@@ -10,11 +10,13 @@ Parts, each alone, of one image:
     upsample      of logits a quarter as large in each direction: part of the forward already
     argmax        the class of the largest logit
     confidence    its probability, for a report
-    metric        the confusion matrix
+    metric        the confusion matrix of a prediction that is wrong along the borders of objects
+    ... of noise  the same, of a prediction that changes from pixel to pixel
     observe       calibration and the score of the image, for a report
     torch's max, torchmetrics    what argmax and metric cost by these libraries' own functions
 
-Whole, by the clock, several images a round, each from the start of the loader's processes:
+Whole, several images a round, from the start of the loader's processes, whose share is the smaller
+the more --images there are:
 
     forward       the network over the same images, which lie on the device
     evaluation    `segdeconv.inference.evaluate` with the loader of tools/eval.py
@@ -93,9 +95,10 @@ def parts(data: SegmentationData, device: str) -> dict[str, Callable[[], object]
     size = (mask.shape[0], mask.shape[1])
     logits = torch.randn(1, labels.num_classes, *size, device=device)
     small = logits[..., ::4, ::4].contiguous()
-    best, predicted = largest(logits)
+    best, noise = largest(logits)
     confidence = confidence_of(logits, best)
     truth = batch["mask"].to(device, torch.uint8)
+    predicted = truth.roll((3, 4), (1, 2)).clamp(max=labels.num_classes - 1)
     wide = predicted.long(), truth.long()
     ignored, observer = labels.ignore_index, Observer(labels.num_classes, labels.ignore_index)
     calls: dict[str, Callable[[], object]] = {
@@ -106,6 +109,7 @@ def parts(data: SegmentationData, device: str) -> dict[str, Callable[[], object]
         "argmax": lambda: largest(logits),
         "confidence": lambda: confidence_of(logits, best),
         "metric": lambda: count_confusions(predicted, truth, labels.num_classes, ignored),
+        "... of noise": lambda: count_confusions(noise, truth, labels.num_classes, ignored),
         "observe": lambda: observer(["a"], predicted, confidence, truth),
         "torch's max": lambda: logits.max(1),
         "torchmetrics": lambda: multiclass_confusion_matrix(
@@ -220,7 +224,7 @@ def parse() -> argparse.Namespace:
     parser = timing_parser(__doc__, EXAMPLES, seconds=60)
     add_machine_options(parser)
     parser.add_argument("--root", type=Path, help="a Cityscapes folder, in place of drawn scenes")
-    parser.add_argument("--images", type=int, default=4, help="of its validation split (4)")
+    parser.add_argument("--images", type=int, default=8, help="of its validation split (8)")
     workers = default_workers()
     parser.add_argument("--workers", type=int, default=workers, help=f"of the loader ({workers})")
     parser.add_argument(
@@ -252,9 +256,8 @@ def main() -> None:
             parts(data, options.device), options.seconds, min_rounds=7, device=options.device
         )
         record: dict[str, Any] = {"parts": {name: spread(each) for name, each in times.items()}}
-        print(
-            *(f"{name} {milliseconds(each)} ms" for name, each in record["parts"].items()), sep="\n"
-        )
+        for name, each in record["parts"].items():
+            print(f"{name}: {milliseconds(each)} ms", flush=True)
         record["networks"] = {name: measure(name, data, options) for name in networks}
     text = as_text(record, about)
     print(text)
