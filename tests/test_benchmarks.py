@@ -298,7 +298,7 @@ def test_an_evaluation_is_timed_in_parts_and_against_its_forward(tmp_path):
         assert figures["quotients"]["evaluation / forward"]["rounds"] >= 3
     text = (tmp_path / "evaluation.md").read_text()
     assert "2 drawn images of 128x64 pixels" in text and "| metric |" in text
-    assert "evaluation below 1.1 of the forward:" in text
+    assert "- evaluation / forward, main process: below 1.1 " in text
 
 
 def test_twins_are_averaged_over_seeds_and_an_absent_class_has_no_score(script, tmp_path):
