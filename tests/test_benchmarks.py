@@ -285,6 +285,22 @@ def test_the_loaders_are_timed_beside_a_step(tmp_path):
     assert rows["batches"]["median"] > rows["one by one"]["median"]
 
 
+def test_an_evaluation_is_timed_in_parts_and_against_its_forward(tmp_path):
+    options = ["--tiny", "--seconds", "0", "--images", "2", "--workers", "1"]
+    done = run("benchmarks/evaluation.py", *options, "--out", tmp_path / "evaluation")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    ours, theirs = ("decode", "normalise", "collate", "argmax", "metric"), ("torchmetrics",)
+    assert record["parts"].keys() >= {*ours, *theirs, "upsample", "confidence", "observe"}
+    assert record["networks"].keys() == {"unet/resnet18"}
+    for figures in record["networks"]["unet/resnet18"].values():
+        assert figures["seconds per image"].keys() == {"forward", "evaluation", "with report"}
+        assert figures["quotients"]["evaluation / forward"]["rounds"] >= 3
+    text = (tmp_path / "evaluation.md").read_text()
+    assert "2 drawn images of 128x64 pixels" in text and "| metric |" in text
+    assert "- evaluation / forward, main process: below 1.1 " in text
+
+
 def test_twins_are_averaged_over_seeds_and_an_absent_class_has_no_score(script, tmp_path):
     twins = script("twins")
     for seed, miou in enumerate((0.2, 0.4)):
