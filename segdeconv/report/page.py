@@ -93,7 +93,10 @@ def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
     return page.render(
         run=run,
         summary=summary(run),
-        scores={label: scores[key] for key, label in kind.FIGURES.items() if key in scores},
+        scores={
+            **{label: scores[key] for key, label in kind.FIGURES.items() if key in scores},
+            **official_figures(scores),
+        },
         scored=_scored(run, shown),
         curves=curves(run),
         classes=classes,
@@ -105,6 +108,13 @@ def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
         example_data=_example_data(shown, classes),
         speed=speed(run, shown),
     )
+
+
+def official_figures(scores: Mapping[str, Any]) -> dict[str, float]:
+    """What cityscapesScripts said of the same predictions, where it was asked."""
+    found = scores.get("official") or {}
+    names = {"miou": "official mIoU", "mean_iiou": "official iIoU"}
+    return {label: found[key] for key, label in names.items() if found.get(key) is not None}
 
 
 def summary(run: RunRecord) -> str:
