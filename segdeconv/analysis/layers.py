@@ -1,11 +1,11 @@
 """What goes into the layers of a running network: moments before and after whitening, zeros.
 
-A whitening layer is asked itself which patches its training would read. A plain one is looked at
-as if it were a whitening layer of default settings, with the same weights, so that both kinds are
-measured alike.
+A plain layer is looked at as if it were a whitening one of default settings, with the same weights,
+so that both kinds are measured alike: over patches of every place where the kernel is applied.
 
-What is kept is bounded: `MAX_COLUMNS` columns of a layer (whole channels, evenly spread), and
-about `MAX_PATCHES` patches of each batch.
+What is kept is bounded: of each batch `MAX_PATCHES` patches, fewer where they are so wide that all
+their columns were more than `MAX_ENTRIES` numbers; of a whole patch `MAX_COLUMNS` columns (whole
+channels, evenly spread).
 """
 
 from collections.abc import Callable, Iterator
@@ -23,6 +23,7 @@ from segdeconv.whitening import Sampling
 
 MAX_COLUMNS = 256
 MAX_PATCHES = 8192
+MAX_ENTRIES = 2**24
 
 _VIEWS: dict[type[nn.Module], Callable[..., WhitenedLayer]] = {
     nn.Conv2d: Deconv2d.from_conv,
@@ -88,22 +89,30 @@ class LayerStatistics:
     @torch.no_grad()
     def read(self, x: Tensor, sampling: Callable[[int], Sampling]) -> None:
         """Take one input in, as `WhitenedLayer.observer` is called."""
-        grid = self.calibration.grid(x, sampling)
-        count = grid.count(x.shape)
-        if count > MAX_PATCHES:
-            grid = grid.thinned(x.shape, count / MAX_PATCHES)
+        blocks = self.view.blocks
+        most = min(MAX_PATCHES, MAX_ENTRIES // (blocks.num * blocks.size))
+        grid = _bounded(sampling(1), x.shape, most)
         self.calibration.read(x, grid)
         columns = grid.gather(x, torch.float64)
         _add(self.before, columns[self.columns])
         if self.whitens:
             mean, root = self.running
-            _add(self.after, whiten(columns, mean, root, self.view.blocks)[self.columns])
+            _add(self.after, whiten(columns, mean, root, blocks)[self.columns])
 
     @torch.no_grad()
     def count(self, x: Tensor) -> None:
         """Count the zeros of one input."""
         self.zeros += int((x == 0).sum())
         self.entries += x.numel()
+
+
+def _bounded(grid: Sampling, shape: torch.Size, most: int) -> Sampling:
+    """The grid, thinned until it reads ``most`` patches or is at its thinnest."""
+    count = grid.count(shape)
+    thin, factor = grid, count / most
+    while thin.count(shape) > most and factor < count:
+        thin, factor = grid.thinned(shape, factor), 1.5 * factor  # its steps are coarse
+    return thin
 
 
 def _add(moments: PooledMoments, columns: Tensor) -> None:

@@ -50,8 +50,7 @@ class PooledMoments:
 class Calibration(PooledMoments):
     """Mean and covariance of the input patches of a layer, over all its calls, in float64.
 
-    Patches are sampled as in training; a few small batches give the covariance of all of them,
-    which an average of roots does not.
+    A few small batches give the covariance of all of them, which an average of roots does not.
     """
 
     def __init__(self, layer: WhitenedLayer) -> None:
@@ -61,11 +60,7 @@ class Calibration(PooledMoments):
 
     def observe(self, x: Tensor, sampling: Callable[[int], Sampling]) -> None:
         """Pool the patches of one input in, sampled as in training."""
-        self.read(x, self.grid(x, sampling))
-
-    def grid(self, x: Tensor, sampling: Callable[[int], Sampling]) -> Sampling:
-        """Which patches of an input the layer's training would read."""
-        return self.layer._choose_sampling(x, sampling)[0]
+        self.read(x, self.layer._choose_sampling(x, sampling)[0])
 
     @torch.no_grad()
     def read(self, x: Tensor, grid: Sampling) -> None:

@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from segdeconv.data.labels import Colour
 from segdeconv.report.examples import Example
 from segdeconv.report.figures import Line, draw_lines, draw_reliability
+from segdeconv.report.inspection import LINK, in_report, usable
 from segdeconv.report.observation import Calibration
 from segdeconv.report.records import RunRecord, kind_of, validation_limit
+from segdeconv.report.template import duration, environment
 
 MOST_CLASSES = 100  # a matrix of more is no longer read
 
@@ -47,37 +48,6 @@ class Evaluation:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def environment() -> Environment:
-    """Jinja's environment: what is put into a page is escaped, and what is missing is an error."""
-    made = Environment(
-        loader=PackageLoader("segdeconv.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {"percent": percent, "duration": duration}
-    return made
-
-
-def percent(ratio: float | None, digits: int = 1) -> str:
-    """A share as a number of percent, without the sign; a dash where there is none."""
-    if ratio is None or math.isnan(ratio):
-        return "\N{EN DASH}"
-    return f"{100 * ratio:.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    if math.isnan(seconds):
-        return "\N{EN DASH}"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
-
-
 def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
     """The page of a run, with an evaluation if there is one."""
     shown = evaluation or Evaluation()
@@ -85,6 +55,7 @@ def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
     kind = kind_of(scores)
     classes = class_table(scores, kind.CLASS_FIGURE[0], shown.colours)
     page = environment().get_template("report.html")
+    inspected = usable(run.inspection)
     return page.render(
         run=run,
         summary=summary(run),
@@ -99,6 +70,8 @@ def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
         reliability=draw_reliability(shown.calibration) if shown.calibration else None,
         example_data=_example_data(shown, classes),
         speed=speed(run, shown),
+        inspection_link=LINK if inspected else "",
+        inspection=in_report(run.inspection) if inspected else "",
     )
 
 

@@ -11,8 +11,6 @@ from segdeconv.analysis import layers as layers_module
 from segdeconv.operators.deconv import Deconv2d, DeconvTranspose2d, Delinear
 from segdeconv.surgery import convert
 
-OPTIONS = {"sampling_stride": 1, "max_rows": 0}  # every patch
-
 
 def images(count=3, channels=3, size=12):
     generator = torch.Generator().manual_seed(0)
@@ -34,7 +32,7 @@ def trained(layer, x):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_moments_before_and_after_are_those_of_all_patches(groups):
     torch.manual_seed(0)
-    layer = Deconv2d(4, 6, 3, padding=1, groups=groups, block=2, **OPTIONS)
+    layer = Deconv2d(4, 6, 3, padding=1, groups=groups, block=2)
     x = images(channels=4)
     trained(layer, x)
     network = nn.Sequential(layer)
@@ -104,7 +102,7 @@ def test_zeros_of_a_layers_input_are_counted():
 
 def test_wide_layers_are_looked_at_in_some_whole_channels_and_some_patches(monkeypatch):
     monkeypatch.setattr(layers_module, "MAX_PATCHES", 600)
-    layer = Deconv2d(64, 4, 3, padding=1, **OPTIONS)
+    layer = Deconv2d(64, 4, 3, padding=1)
     x = images(2, 64, 48)
     statistics = observe(nn.Sequential(trained(layer, x)), x)["0"]
     channels = sorted({int(column) // 9 for column in statistics.columns})

@@ -10,8 +10,8 @@ from bs4 import BeautifulSoup
 
 from segdeconv.report import Evaluation, Observer, make_example, read_run, render_report
 from segdeconv.report.figures import Line, draw_lines
-from segdeconv.report.page import duration, percent
 from segdeconv.report.records import validation_limit
+from segdeconv.report.template import duration, percent
 
 
 @pytest.fixture
