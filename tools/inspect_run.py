@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     if against not in (None, "last"):
         check_run(Path(str(against)))
     with loading():
-        from segdeconv.report.inspection import text_table
+        from segdeconv.report.layer_table import text_table
         from segdeconv.training.cli import ConfigParser
         from segdeconv.training.inspection import inspect_run, write_inspection
         from segdeconv.training.run_folder import check_writable

@@ -100,7 +100,8 @@ def draw_lines(
             whole = x_label in ("epochs", "layer", "direction")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
         for axis in logarithmic:
-            _make_logarithmic(axes, axis)
+            if any(value > 0 for line in lines for value in getattr(line, axis)):
+                _make_logarithmic(axes, axis)
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         named = [line for line in lines if not line.faint]

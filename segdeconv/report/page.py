@@ -16,7 +16,7 @@ from markupsafe import Markup
 from segdeconv.data.labels import Colour
 from segdeconv.report.examples import Example
 from segdeconv.report.figures import Line, draw_lines, draw_reliability
-from segdeconv.report.inspection import LINK, in_report, usable
+from segdeconv.report.inspection import LINK, in_report
 from segdeconv.report.observation import Calibration
 from segdeconv.report.records import RunRecord, kind_of, validation_limit
 from segdeconv.report.template import duration, environment
@@ -55,7 +55,6 @@ def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
     kind = kind_of(scores)
     classes = class_table(scores, kind.CLASS_FIGURE[0], shown.colours)
     page = environment().get_template("report.html")
-    inspected = usable(run.inspection)
     return page.render(
         run=run,
         summary=summary(run),
@@ -70,8 +69,8 @@ def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
         reliability=draw_reliability(shown.calibration) if shown.calibration else None,
         example_data=_example_data(shown, classes),
         speed=speed(run, shown),
-        inspection_link=LINK if inspected else "",
-        inspection=in_report(run.inspection) if inspected else "",
+        inspection_link=LINK if run.inspection else "",
+        inspection=in_report(run.inspection, run.best.get("step")) if run.inspection else "",
     )
 
 

@@ -30,15 +30,8 @@ from segdeconv.data.check import spread_over
 from segdeconv.data.shards import Shards
 from segdeconv.models import ClassificationModel, SegmentationModel
 from segdeconv.registry import suggest
-from segdeconv.report.inspection import (
-    FORMAT,
-    field_record,
-    first_layer,
-    layer_details,
-    layer_numbers,
-    put_into,
-    render_inspection,
-)
+from segdeconv.report.findings import field_record, first_layer, layer_details, layer_numbers
+from segdeconv.report.inspection import FORMAT, put_into, render_inspection
 from segdeconv.training.base_data import RunData
 from segdeconv.training.cli import ConfigParser
 from segdeconv.training.evaluation import (
@@ -78,20 +71,19 @@ def inspect_run(parser: ConfigParser, config: Namespace, folder: Path) -> dict[s
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device, built = pick_device(config.device), _built(parser, config)
-    arms = {"": (built, folder)}
-    if config.against:
-        arms["twin"] = _open_twin(parser, config, built)
-    networks = {arm: _load(*each, config.checkpoint, device) for arm, each in arms.items()}
-    data, layers = built.data, config.layers
-    found = {
-        arm: {
-            "run": folder.resolve().name,
-            **_weights(folder, config.checkpoint),
-            **inspect_network(networks[arm], data, config.images, layers, device, arm),
-        }
-        for arm, (_, folder) in arms.items()
-    }
-    return {"format": FORMAT, **found[""], "twin": found.get("twin")}
+    twin = _open_twin(parser, config, folder) if config.against else None
+
+    def look(objects: Namespace, where: Path, checkpoint: str, **options: Any) -> dict[str, Any]:
+        network = _load(objects, where, checkpoint, device)
+        about = {"run": where.resolve().name, **_weights(where, checkpoint)}
+        return about | inspect_network(network, built.data, config.images, device, **options)
+
+    own = look(built, folder, config.checkpoint, patterns=config.layers)
+    other = None
+    if twin:
+        checkpoint = config.checkpoint if config.checkpoint in ("best", "last") else "best"
+        other = look(*twin, checkpoint, only=list(own["details"]), label="twin ")
+    return {"format": FORMAT, **own, "twin": other}
 
 
 def _built(parser: ConfigParser, config: Namespace) -> Namespace:
@@ -100,13 +92,15 @@ def _built(parser: ConfigParser, config: Namespace) -> Namespace:
     return parser.instantiate(config)
 
 
-def _open_twin(parser: ConfigParser, config: Namespace, built: Namespace) -> tuple[Namespace, Path]:
+def _open_twin(parser: ConfigParser, config: Namespace, beside: Path) -> tuple[Namespace, Path]:
     """The twin's objects and folder.
 
     Raises:
-        ValueError: If it is no run, or not one of the same images.
+        ValueError: If it is no run, the run itself, or not one of the same images.
     """
     folder, twin = parser.open_run(config.against, ["--output_dir", config.output_dir], config.task)
+    if folder.resolve() == beside.resolve():
+        raise ValueError(f"--against {folder} is the run itself; name another run")
     twin.data = config.data.clone()
     own = parser.read_run(folder).data
     keys = [key for key in ("dataset", "mean", "std") if own[key] != config.data[key]]
@@ -133,15 +127,17 @@ def _weights(folder: Path, checkpoint: str) -> dict[str, Any]:
     path, known = checkpoint_path(folder, checkpoint), folder / "metrics.json"
     scores = json.loads(known.read_text()).get(checkpoint) if known.is_file() else None
     after = f", after {scores['epoch']:g} epochs" if scores else ""
-    return {"weights": f"{path.name}{after}", "step": scores["step"] if scores else None}
+    step = scores["step"] if scores else None
+    return {"weights": f"{path.name}{after}", "checkpoint": checkpoint, "step": step}
 
 
 def inspect_network(
     network: Model,
     data: RunData,
     images: int,
-    layers: Sequence[str] | None,
     device: torch.device,
+    patterns: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
     label: str = "",
 ) -> dict[str, Any]:
     """One run's part of inspect.json.
@@ -150,23 +146,24 @@ def inspect_network(
         network: In evaluation mode, without gradients for its parameters.
         data: Where the images come from.
         images: How many.
-        layers: Globs of the layers to show in detail; None: some, evenly spread.
         device: Where the network is.
-        label: Of the progress bar.
+        patterns: Globs of the layers to show in detail; None: some, evenly spread.
+        only: Names of these layers in place of globs; it need not have them.
+        label: Before the name of the progress bars.
     """
     seen = 0
     with observing(network) as called, torch.no_grad():
-        for batch in _progress(some_batches(data, images), f"{label} layers"):
+        for batch in _progress(some_batches(data, images), f"{label}layers"):
             network(batch.to(device))
             seen += len(batch)
-    chosen = choose_layers(list(called), layers)
-    first = next(iter(called))
+    names = list(called)
+    chosen = [name for name in only or choose_layers(names, patterns) if name in called]
     return {
         "seen": f"{seen} images of {data.splits['val']}, evenly spread",
         "caps": {"columns": MAX_COLUMNS, "patches": MAX_PATCHES},
         "layers": {name: layer_numbers(each) for name, each in called.items()},
         "details": {name: layer_details(called[name]) for name in chosen},
-        "first_layer": {"name": first, **first_layer(called[first])},
+        "first_layer": {"name": names[0], **first_layer(called[names[0]])},
         "left_out": unobserved(network, called),
         **_fields(network, data, images, device, label),
     }
@@ -208,19 +205,20 @@ def some_batches(data: RunData, count: int) -> Iterator[Tensor]:
 
 
 def _progress(batches: Iterator[Tensor], label: str) -> Iterator[Tensor]:
-    return iter(tqdm(batches, desc=label.strip(), unit="batch", disable=None))
+    return iter(tqdm(batches, desc=label, unit="batch", disable=None))
 
 
 def _fields(
     network: Model, data: RunData, images: int, device: torch.device, label: str
 ) -> dict[str, Any]:
     """Effective receptive fields of the encoder's last feature and of the logits."""
-    targets: dict[str, Any] = {"encoder's last feature": last_map(network, network.encoder)}
+    encoder = last_map(network, network.encoder)
+    targets: dict[str, Any] = {"last feature map": encoder}
     if isinstance(network, SegmentationModel):
-        targets["logits"] = network
+        targets = {"encoder's last feature": encoder, "logits": network}
     batches = list(some_batches(data, images))
     maps: dict[str, list[Tensor]] = {target: [] for target in targets}
-    for batch in _progress(iter(batches), f"{label} receptive field"):
+    for batch in _progress(iter(batches), f"{label}receptive field"):
         for image in to_odd_size(batch).to(device)[:, None]:
             for target, features in targets.items():
                 maps[target].append(receptive_field(features, image))
