@@ -60,9 +60,9 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"--out {page}: expected a page, such as --out inspect.html")
     check_writable(page)
     found = inspect_run(parser, config, folder)
+    written = write_inspection(found, page, None if config.out else folder / "report.html")
     print(text_table(found))
-    for line in write_inspection(found, page, folder):
-        print(line)
+    print("\n".join(written))
 
 
 if __name__ == "__main__":

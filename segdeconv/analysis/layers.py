@@ -129,7 +129,12 @@ def observing(network: nn.Module) -> Iterator[dict[str, LayerStatistics]]:
 
     Yields:
         The layers that were called so far, by name, in the order of their first call.
+
+    Raises:
+        ValueError: The network is in training mode.
     """
+    if network.training:
+        raise ValueError("layers are observed in evaluation mode; call eval() first")
     called: dict[str, LayerStatistics] = {}
     with ExitStack() as stack:
         for name, layer in network.named_modules():

@@ -112,15 +112,16 @@ def in_report(data: Inspection, step: int | None = None) -> Markup:
         data: The inspection.
         step: Step of the run's weights; None: that of the inspection.
     """
-    note, content = "", ""
+    note, content = "", Markup()
     if data.get("format") != FORMAT:
         note = "inspect.json is of another version; run tools/inspect_run.py again."
     else:
         content = section(data)
         if data["checkpoint"] == "best" and step not in (None, data["step"]):
             note = "The run has newer weights by now; run tools/inspect_run.py again."
-    frame = '<section id="inspection">\n<h2>Inspection</h2>\n<p class="note">{}</p>\n{}\n</section>'
-    return Markup(frame).format(note, content)
+    paragraph = Markup('<p class="note">{}</p>\n').format(note) if note else ""
+    frame = Markup('<section id="inspection">\n<h2>Inspection</h2>\n{}{}\n</section>')
+    return frame.format(paragraph, content)
 
 
 def _overview(data: Inspection) -> list[tuple[str, Markup]]:

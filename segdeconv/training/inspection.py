@@ -157,9 +157,14 @@ def inspect_network(
             network(batch.to(device))
             seen += len(batch)
     names = list(called)
+    if not names:
+        raise ValueError(
+            "the network calls no convolution or linear layer that could be inspected; those of "
+            "torch itself and whitening ones can"
+        )
     chosen = [name for name in only or choose_layers(names, patterns) if name in called]
     return {
-        "seen": f"{seen} images of {data.splits['val']}, evenly spread",
+        "seen": f"{seen} images of {data.splits['val']}, {_which(data)}",
         "caps": {"columns": MAX_COLUMNS, "patches": MAX_PATCHES},
         "layers": {name: layer_numbers(each) for name, each in called.items()},
         "details": {name: layer_details(called[name]) for name in chosen},
@@ -182,6 +187,10 @@ def choose_layers(names: Sequence[str], patterns: Sequence[str] | None) -> list[
             rest = suggest(pattern, names, f"the first is {names[0]!r}, the last {names[-1]!r}")
             raise ValueError(f"--layers {pattern} matches no layer; {rest}")
     return [name for name in names if any(fnmatchcase(name, each) for each in patterns)]
+
+
+def _which(data: RunData) -> str:
+    return "the first" if isinstance(data.val_set, Shards) else "evenly spread"
 
 
 def some_batches(data: RunData, count: int) -> Iterator[Tensor]:
@@ -216,10 +225,10 @@ def _fields(
     targets: dict[str, Any] = {"last feature map": encoder}
     if isinstance(network, SegmentationModel):
         targets = {"encoder's last feature": encoder, "logits": network}
-    batches = list(some_batches(data, images))
+    batches = [to_odd_size(batch) for batch in some_batches(data, images)]
     maps: dict[str, list[Tensor]] = {target: [] for target in targets}
     for batch in _progress(iter(batches), f"{label}receptive field"):
-        for image in to_odd_size(batch).to(device)[:, None]:
+        for image in batch.to(device)[:, None]:
             for target, features in targets.items():
                 maps[target].append(receptive_field(features, image))
     fields, missing = [], []
@@ -229,7 +238,7 @@ def _fields(
             missing.append(f"{target}: no image gives it a gradient, so it has no field.")
         else:
             with torch.no_grad():
-                size = targets[target](to_odd_size(batches[0])[:1].to(device)).shape[-2:]
+                size = targets[target](batches[0][:1].to(device)).shape[-2:]
             fields.append(field_record(target, field, count, "{} x {}".format(*size)))
     return {"fields": fields, "no_fields": missing}
 
@@ -246,8 +255,13 @@ def to_odd_size(images: Tensor) -> Tensor:
     return F.interpolate(cut, size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def write_inspection(found: dict[str, Any], page: Path, folder: Path) -> list[str]:
-    """Write page and JSON, and put the section into the report of the run if they are its own.
+def write_inspection(found: dict[str, Any], page: Path, report: Path | None) -> list[str]:
+    """Write page and JSON, and put the section into a report.
+
+    Args:
+        found: What `inspect_run` gave.
+        page: The page; its JSON lies beside it.
+        report: Report of the run, which need not be there; None: none is to change.
 
     Returns:
         What was written, a line each.
@@ -256,8 +270,7 @@ def write_inspection(found: dict[str, Any], page: Path, folder: Path) -> list[st
     write_new(content, json.dumps(found, indent=1) + "\n")
     write_new(page, render_inspection(found))
     lines = [f"numbers: {content}", f"page: {page}"]
-    report = folder / "report.html"
-    if page.parent.resolve() == folder.resolve() and report.is_file():
+    if report and report.is_file():
         whole = put_into(report.read_text(), found)
         if whole is None:
             lines.append(f"{report} is of an earlier version and stays as it is")

@@ -126,3 +126,8 @@ def test_what_is_not_observed_is_named_with_the_reason():
         "1": "a Padded, which has a forward of its own",
         "idle": "never called",
     }
+
+
+def test_a_network_in_training_is_refused():
+    with pytest.raises(ValueError, match="call eval"), observing(nn.Sequential(nn.Conv2d(1, 1, 1))):
+        pass
