@@ -178,11 +178,9 @@ def test_the_commands_and_the_code_of_the_page_run(tool, trained, twin, capsys):
         assert code == 0, err
     assert all("decoder" in name for name in numbers("pages/decoder.json")["details"])
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    names = {
-        "model": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)),
-        "images": torch.rand(2, 3, 9, 9),
-    }
-    names["model"].encoder = names["model"]
+    model = torch.nn.Sequential()
+    model.add_module("encoder", torch.nn.Conv2d(3, 4, 3))
+    names = {"model": model, "images": torch.rand(2, 3, 9, 9)}
     exec(code, names)
     assert names["field"].shape == (9, 9) and "condition" in capsys.readouterr().out
 
