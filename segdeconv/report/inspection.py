@@ -82,23 +82,30 @@ def section(data: Inspection) -> Markup:
     )
 
 
-def render_inspection(data: Inspection) -> str:
-    """The page of an inspection."""
-    return environment().get_template("inspect.html").render(data=data, section=section(data))
+def render_inspection(data: Inspection, content: Markup | None = None) -> str:
+    """The page of an inspection; ``content`` is its `section`, if that is drawn already."""
+    page = environment().get_template("inspect.html")
+    return page.render(data=data, section=content or section(data))
 
 
-def put_into(report: str, data: Inspection) -> str | None:
+def put_into(report: str, data: Inspection, content: Markup | None = None) -> str | None:
     """A report with the section of an inspection in its place; None if it has no such place.
 
     The rest of the page stays as it is, examples included.
+
+    Args:
+        report: The page.
+        data: The inspection.
+        content: Its `section`, if that is drawn already.
     """
-    for name, content in {"link": LINK, "section": in_report(data)}.items():
+    whole = _framed(content or section(data))
+    for name, part in {"link": LINK, "section": whole}.items():
         begin, end = f"<!-- inspection {name} -->", "<!-- end -->"
         before, found, rest = report.partition(begin)
         _, closed, after = rest.partition(end)
         if not (found and closed):
             return None
-        report = f"{before}{begin}{content}{end}{after}"
+        report = f"{before}{begin}{part}{end}{after}"
     return report
 
 
@@ -119,6 +126,10 @@ def in_report(data: Inspection, step: int | None = None) -> Markup:
         content = section(data)
         if data["checkpoint"] == "best" and step not in (None, data["step"]):
             note = "The run has newer weights by now; run tools/inspect_run.py again."
+    return _framed(content, note)
+
+
+def _framed(content: Markup, note: str = "") -> Markup:
     paragraph = Markup('<p class="note">{}</p>\n').format(note) if note else ""
     frame = Markup('<section id="inspection">\n<h2>Inspection</h2>\n{}{}\n</section>')
     return frame.format(paragraph, content)

@@ -31,7 +31,7 @@ from segdeconv.data.shards import Shards
 from segdeconv.models import ClassificationModel, SegmentationModel
 from segdeconv.registry import suggest
 from segdeconv.report.findings import field_record, first_layer, layer_details, layer_numbers
-from segdeconv.report.inspection import FORMAT, put_into, render_inspection
+from segdeconv.report.inspection import FORMAT, put_into, render_inspection, section
 from segdeconv.training.base_data import RunData
 from segdeconv.training.cli import ConfigParser
 from segdeconv.training.evaluation import (
@@ -266,12 +266,12 @@ def write_inspection(found: dict[str, Any], page: Path, report: Path | None) -> 
     Returns:
         What was written, a line each.
     """
-    content = page.with_suffix(".json")
-    write_new(content, json.dumps(found, indent=1) + "\n")
-    write_new(page, render_inspection(found))
-    lines = [f"numbers: {content}", f"page: {page}"]
+    numbers, content = page.with_suffix(".json"), section(found)
+    write_new(numbers, json.dumps(found, indent=1) + "\n")
+    write_new(page, render_inspection(found, content))
+    lines = [f"numbers: {numbers}", f"page: {page}"]
     if report and report.is_file():
-        whole = put_into(report.read_text(), found)
+        whole = put_into(report.read_text(), found, content)
         if whole is None:
             lines.append(f"{report} is of an earlier version and stays as it is")
         else:
