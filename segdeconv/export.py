@@ -44,7 +44,7 @@ from segdeconv.models import (
 from segdeconv.models.classification import LARGE, SMALL
 from segdeconv.models.pretrained import FORMAT as _PRETRAINED
 from segdeconv.models.weights import plain_tensors
-from segdeconv.operators import OPERATOR_LAYERS
+from segdeconv.operators import operator_layers
 from segdeconv.surgery import fold
 
 FORMATS = {"safetensors": "model.safetensors", "onnx": "model.onnx", "program": "model.pt2"}
@@ -219,7 +219,7 @@ def _norm_state(
     mean = torch.zeros(norm.num_features)
     variance = torch.ones(norm.num_features)
     shift = mean if bias is None else bias
-    if isinstance(layer, OPERATOR_LAYERS) and isinstance(layer, nn.Conv2d):
+    if isinstance(layer, operator_layers()) and isinstance(layer, nn.Conv2d):
         weight, own_bias = cast(Any, layer).effective_weight(), layer.bias
         variance = weight.detach().square().sum((1, 2, 3))
         mean = (torch.zeros_like(shift) if own_bias is None else own_bias.detach()) - shift
