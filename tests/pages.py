@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "con
 
 NOT_RUN = {  # beginning of a command -> why the tests do not run it
     "python3 -m venv": "installs; .ci/run does it in a fresh clone",
-    "source .venv/bin/activate": "changes the reader's own shell",
+    "source activate": "changes the reader's own shell",
     "git clone": "the copy is there",
     ".ci/run": "it runs these tests",
     "python -m pytest": "it runs these tests",
@@ -56,6 +56,7 @@ SMALL = {  # what is put behind a training: part of its config's path -> keys
         **SEGMENT,
         "trainer.max_epochs": "null",
         "model.encoder": "resnet18",
+        "name": "deeplabv3plus_resnet50_deconv",  # as with the encoder of the config
     },
     "configs/cifar10/resnet18": {**CLASSIFY, "data.batch_size": 20},
     "configs/cifar10/small": CLASSIFY,
@@ -102,12 +103,10 @@ def blocks(page):
 
 
 def commands(text):
-    """The commands of a shell block, continued lines joined, comments left out."""
-    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
-    split = [shlex.split(line, comments=True) for line in lines]
-    return [
-        line.strip() for line, words in zip(lines, split, strict=True) if words
-    ]  # with its quotes
+    """The commands of a shell block, one a line, without comments, as in an active environment."""
+    joined = re.sub(r"(\\|(?<=&&))\n\s*", " ", text).replace(".venv/bin/", "")
+    lines = [line.strip() for part in joined.splitlines() for line in part.split(" && ")]
+    return [line for line in lines if shlex.split(line, comments=True)]
 
 
 def replaced(text):

@@ -81,3 +81,30 @@ def test_no_page_loads_anything_from_elsewhere(site):
             assert [url for url in given if re.match(r"(https?:)?//", url)] == [], path
     for path in site.rglob("*.css"):
         assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", path.read_text()), path
+
+
+LOOKS = {  # colour scheme and width in pixels
+    "light": ("light", 1280),
+    "dark": ("dark", 1280),
+    "on a phone": ("light", 390),
+}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("look", LOOKS)
+def test_pages_ask_for_nothing_complain_of_nothing_and_fit_the_screen(site, browser, look):
+    scheme, width = LOOKS[look]
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+    complaints, asked = [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    for name in ("index", "results", "network-deconvolution", "api/operators"):
+        page.goto((site / f"{name}.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    dark = max(map(int, re.findall(r"\d+", ground)[:3])) < 100
+    page.close()
+    assert dark == (scheme == "dark")
+    assert complaints == []
+    assert [url for url in asked if not re.match(r"file:|data:|blob:", url)] == []

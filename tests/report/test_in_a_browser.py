@@ -1,7 +1,6 @@
 """The page as Chromium shows it: what the controls change on the screen."""
 
 import io
-import shutil
 
 import numpy as np
 import pytest
@@ -12,20 +11,6 @@ from segdeconv.report import Evaluation, make_example, read_run, render_report
 pytestmark = pytest.mark.browser
 
 GREY = 120
-PATHS = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    library = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next((found for name in PATHS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
-    with library.sync_playwright() as started:
-        # the page is ours, and a container has no namespaces for the sandbox
-        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,8 @@ class Reader:
             words = ["python", *words[words.index("2") + 1 :]]
         if words[0] == "export":
             self.monkeypatch.setenv(*words[1].split("=", 1))
+        elif words[:2] == ["python", "-c"]:
+            exec(words[2], {})
         elif words[:2] == ["pip", "install"]:
             check_extras(command, where)
         elif words[0] == "python" and words[1].startswith("tools/"):
