@@ -29,8 +29,8 @@ NOT_RUN = {  # beginning of a command -> why the tests do not run it
 REPLACED = {  # in commands and Python: what would take a data set, a GPU, or minutes
     "--config FILE": "--config configs/quickstart.yaml",
     "/data/cityscapes": "data/cityscapes",
-    "--train 100 --val 20": "--train 3 --val 2 --size 96 192 --workers 0",
-    "--train 400 --val 40 --size 512 1024": "--train 4 --val 2 --size 96 192 --workers 0",
+    "--train 100 --val 20": "--train 3 --val 2 --size 64 128 --workers 0",
+    "--train 400 --val 40 --size 512 1024": "--train 4 --val 2 --size 64 128 --workers 0",
     "torch.randn(2, 3, 512, 1024)": "torch.randn(2, 3, 64, 96)",
     'encoder="resnet50"': 'encoder="resnet18"',
 }
@@ -50,12 +50,12 @@ SMALL = {  # what is put behind a training: part of its config's path -> keys
         "write_report": "true",
         "data.options": "{length: {train: 4, val: 2}, size: [64, 96]}",
     },
-    "configs/folder": SEGMENT,
+    "configs/folder": {**SEGMENT, "write_report": "true"},
     "configs/camvid": {**SEGMENT, "data.resize": "[32, 48]", "data.crop_size": "[32, 48]"},
     "configs/cityscapes": {
         **SEGMENT,
         "trainer.max_epochs": "null",
-        "model.encoder": "resnet18",
+        "model.encoder": "tu-resnet10t",
         "name": "deeplabv3plus_resnet50_deconv",  # as with the encoder of the config
     },
     "configs/cifar10/resnet18": {**CLASSIFY, "data.batch_size": 20},
@@ -69,7 +69,7 @@ MORE = {  # what is put behind other tools
     "reproduce": ["--dry-run"],
     "check_data": ["--workers", "0"],
     "predict": ["--data.num_workers", "0"],
-    "eval": ["--data.num_workers", "0"],
+    "eval": ["--data.num_workers", "0", "--report", "none"],  # drawing takes longer than scoring
 }
 
 PROGRAMS = "python3?|pip|torchrun|source|export|git|ruff|mypy|mkdocs|tensorboard|\\.ci/run"
@@ -121,5 +121,6 @@ def smaller(words):
     if "--resume" in words:
         return []
     config = words[words.index("--config") + 1]
-    (keys,) = [keys for part, keys in SMALL.items() if part in config]
-    return [item for key, value in keys.items() for item in (f"--{key}", str(value))]
+    rows = [keys for part, keys in SMALL.items() if part in config]
+    assert len(rows) == 1, f"{config}: exactly one row of SMALL in tests/pages.py is to fit"
+    return [item for key, value in rows[0].items() for item in (f"--{key}", str(value))]

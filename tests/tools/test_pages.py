@@ -17,7 +17,18 @@ import pytest
 import torch
 import torchvision
 import yaml
-from pages import COMMAND, MORE, NOT_RUN, PAGES, ROOT, blocks, commands, replaced, smaller
+from pages import (
+    COMMAND,
+    MORE,
+    NOT_RUN,
+    PAGES,
+    ROOT,
+    Block,
+    blocks,
+    commands,
+    replaced,
+    smaller,
+)
 from PIL import Image
 
 import segdeconv as sd
@@ -44,7 +55,10 @@ RUN = [page for page in PAGES if any(written(block) for block in blocks(page))]
 
 
 def write_streets(root):
-    """Images and masks as docs/own-data.md shows them, without classes.yaml."""
+    """Images, masks and classes.yaml as docs/own-data.md shows them."""
+    root.mkdir()
+    (classes,) = [block for block in blocks(ROOT / "docs/own-data.md") if block.title]
+    (root / "classes.yaml").write_text(classes.text)
     for split, first in (("train", 1), ("val", 101)):
         for folder in ("images", "masks"):
             (root / split / folder).mkdir(parents=True)
@@ -68,7 +82,7 @@ def workshop(tiny_config, tiny_camvid, small_sets, load_tool, tmp_path_factory):
     shutil.copy(folder / "photos" / "00.png", folder / "image.png")
     write_streets(folder / "my_streets")
     make = load_tool("make_synthetic").main
-    small = "--train 4 --val 2 --test 2 --size 96 192 --workers 0"
+    small = "--train 4 --val 2 --test 2 --size 64 128 --workers 0"
     assert make(["--out", str(folder / "data/cityscapes"), *small.split()]) == 0
     for operator in ("deconv", "batchnorm"):
         config = {**tiny_config, "name": f"unet_resnet18_{operator}"}
@@ -192,6 +206,22 @@ def test_a_page_can_be_typed_as_it_is_written(page, reader):
         pytest.skip(f"the rest runs; what needs {', '.join(sorted(reader.missing))} does not")
 
 
+NOT_TO_BE = {
+    "make everything": "the tests know no way to run it",
+    "python tools/train.py --config my.yaml": "exactly one row of SMALL",
+    "python tools/compare.py runs/a runs/b": "runs/a is not the folder of a run",
+    "python benchmarks/layers.py --fast": "--fast",
+    "pip install '.[gpu]'": "gpu",
+}
+
+
+@pytest.mark.parametrize("command", NOT_TO_BE)
+def test_a_command_that_is_wrong_or_that_nobody_knows_fails(command, tool, monkeypatch, capsys):
+    reader = Reader(tool, monkeypatch, capsys)
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=NOT_TO_BE[command]):
+        reader.bash(Block("bash", 1, f"{command}\n"), "new.md")
+
+
 # ------------------------------------------------------------- what pages take for given, and claim
 
 
@@ -225,15 +255,15 @@ def network_in_python(reader):
 def deployed(reader):
     assert reader.names["classes"].shape == (1, 40, 48)
     assert "model.pt2: differs by" in said(reader, "export_network(")
-    assert Path("runs/unet_resnet18_deconv/network/model.onnx").stat().st_size > 10_000
-    assert Path("again/model.onnx").is_file() and Path("predictions/overlay").is_dir()
+    assert Path("deploy/model.onnx").stat().st_size > 10_000
+    assert len(list(Path("predictions/overlay").iterdir())) == 5
     assert sd.from_pretrained("my_model_again").about.dataset == "CamVid"
     assert sd.from_pretrained("my_grafted_model").config["operator"] == "deconv"
 
 
 def backbones(reader):
     assert reader.names["other"].weights_report.part == "encoder"
-    assert "not used: fc (2)" in Path("runs/unet_resnet18_deconv_2/start_weights.txt").read_text()
+    assert "not used: fc (2)" in Path("runs/unet_resnet18_deconv-2/start_weights.txt").read_text()
     assert Path("grafted/report.txt").is_file() and Path("grafted_encoder/report.txt").is_file()
 
 
@@ -293,7 +323,7 @@ def test_what_a_page_does_in_two_processes_works_in_two(workshop, tmp_path):
     runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert runs == [
         "unet_resnet18_batchnorm",
-        *(f"unet_resnet18_deconv{number}" for number in ("", "_2", "_3")),
+        *(f"unet_resnet18_deconv{number}" for number in ("", "-2", "-3")),
     ]
     scores = json.loads((tmp_path / "runs/unet_resnet18_deconv/eval_val_best.json").read_text())
     assert sum(map(sum, scores["confusion"])) == 5 * (40 - 2) * 48  # two rows are void
