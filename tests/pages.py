@@ -16,8 +16,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "con
 NOT_RUN = {  # beginning of a command -> why the tests do not run it
     "python3 -m venv": "installs; .ci/run does it in a fresh clone",
     "source activate": "changes the reader's own shell",
-    "git clone": "the copy is there",
-    ".ci/run": "it runs these tests",
     "python -m pytest": "it runs these tests",
     "ruff ": "a step of .ci/run",
     "mypy": "a step of .ci/run",

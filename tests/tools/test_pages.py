@@ -279,7 +279,7 @@ def first_run(reader):
     page = (ROOT / "docs/quick-start.md").read_text()
     table = page.split("| file | what is in it |")[1].split("```")[0]
     names = re.findall(r"`([\w./]+)`", "".join(re.findall(r"^\| (.+?) \|", table, re.MULTILINE)))
-    assert len(names) == 9 and [name for name in names if not (folder / name).exists()] == []
+    assert len(names) == 10 and [name for name in names if not (folder / name).exists()] == []
     assert "nothing to do" in said(reader, "--resume last")
 
 
