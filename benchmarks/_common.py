@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import segdeconv
+from segdeconv.data.synthetic.files import plan_jobs, write_all
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -177,6 +178,14 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
 def autocast(device: str, dtype: torch.dtype | None) -> torch.autocast:
     """Mixed precision, or none."""
     return torch.autocast(device, dtype, enabled=dtype is not None)
+
+
+def draw_cityscapes(
+    folder: str, split: str, count: int, seed: int, size: tuple[int, int], workers: int
+) -> None:
+    """Write so many drawn scenes of (height, width) in the Cityscapes layout."""
+    for _ in write_all(plan_jobs(Path(folder), {split: count}, seed, size), workers):
+        pass
 
 
 def decaying_matrices(batch: int, size: int) -> Tensor:

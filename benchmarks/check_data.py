@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from _common import (
+    draw_cityscapes,
     environment,
     interleaved,
     ratio,
@@ -36,7 +37,6 @@ from segdeconv.data.check import examine
 from segdeconv.data.cityscapes import Cityscapes
 from segdeconv.data.pairs import PairedImages
 from segdeconv.data.readers import read_image, read_labels
-from segdeconv.data.synthetic.files import plan_jobs, write_all
 from segdeconv.data.workers import init_worker, usable_cores
 from segdeconv.tables import markdown_table
 
@@ -169,9 +169,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() if options.root is None else nullcontext() as folder:
         if folder is not None:
             size = (64, 128) if options.tiny else (1024, 2048)
-            jobs = plan_jobs(Path(folder), {"train": options.pairs}, options.seed, size)
-            for _ in write_all(jobs, options.workers):
-                pass
+            draw_cityscapes(folder, "train", options.pairs, options.seed, size, options.workers)
         dataset = Cityscapes(options.root or folder, "train")
         sizes = [[p.stat().st_size for p in files_of(dataset, n)] for n in range(len(dataset))]
         megabytes = [sum(kind) / len(sizes) / 1e6 for kind in zip(*sizes, strict=True)]

@@ -1,8 +1,8 @@
 """Scores of segmentation that mean the same as the official Cityscapes figures, and of classifiers.
 
-Everything is a function of ONE confusion matrix over the whole set, which `torchmetrics`'
-``MulticlassConfusionMatrix(num_classes, ignore_index=255)`` counts and sums over processes. A mean
-of per-image or per-batch scores is another quantity: the mean of ratios is not the ratio of sums.
+Everything is a function of ONE confusion matrix over the whole set, counted by `count_confusions`.
+A mean of per-image or per-batch scores is another quantity: the mean of ratios is not the ratio of
+sums.
 
 Definitions are those of cityscapesScripts' `evalPixelLevelSemanticLabeling`: pixels whose truth is
 ignored never count; a class that is in neither truth nor prediction has no score (NaN) and is left
@@ -18,8 +18,82 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Protocol
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+MOST_PIXELS = 2**24  # that OpenCV counts at once: its counts become float32
+
+
+def count_confusions(
+    predicted: Tensor, truth: Tensor, num_classes: int, ignore_index: int
+) -> Tensor:
+    """How often each class was taken for each other.
+
+    The counts of torchmetrics' ``multiclass_confusion_matrix``, on CPU by OpenCV's histogram of
+    two bytes, which takes 2.4 instead of 71 ms for 1024 x 2048 pixels; on CUDA whole numbers are
+    added up, so a count repeats bit for bit.
+
+    Args:
+        predicted: Classes, integers of any shape, 0 to 255.
+        truth: Classes or ``ignore_index``, of the same shape.
+        num_classes: Number C of classes, 255 at most.
+        ignore_index: Truth that does not count, 0 to 255.
+
+    Returns:
+        (C, C) int64, rows are truth, where ``predicted`` is.
+
+    Raises:
+        ValueError: If there is another class than 0 to C - 1.
+    """
+    count = _count_on_gpu if predicted.is_cuda else _count_on_cpu
+    counts = count(predicted, truth, num_classes).to(predicted.device)
+    if ignore_index < num_classes:
+        counts[ignore_index] = 0
+    labelled, counted = int((truth != ignore_index).sum()), int(counts.sum())
+    if labelled != counted:
+        raise ValueError(
+            f"{labelled - counted} of {labelled} pixels have a class that is not 0 to "
+            f"{num_classes - 1}, in the truth or predicted; the network and its labels must have "
+            "the same classes"
+        )
+    return counts
+
+
+def _count_on_cpu(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    maps = [each.to("cpu", torch.uint8).reshape(1, -1).numpy() for each in (truth, predicted)]
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    for start in range(0, maps[0].size, MOST_PIXELS):
+        pieces = [each[:, start : start + MOST_PIXELS] for each in maps]
+        found = cv2.calcHist(pieces, [0, 1], None, [num_classes] * 2, [0, num_classes] * 2)
+        counts += found.astype(np.int64)
+    return torch.from_numpy(counts)
+
+
+def _count_on_gpu(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    side = num_classes + 1  # one more row and column for all that is no class
+    codes = truth.long().clamp(max=num_classes) * side + predicted.long().clamp(max=num_classes)
+    counts = torch.bincount(codes.flatten(), minlength=side * side).view(side, side)
+    return counts[:num_classes, :num_classes].clone()
+
+
+class ConfusionMatrix(MulticlassConfusionMatrix):
+    """torchmetrics' metric, summed over processes as it is, counted by `count_confusions`.
+
+    Args:
+        num_classes: Number of classes.
+        ignore_index: Truth that does not count.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int) -> None:
+        super().__init__(num_classes, ignore_index=ignore_index, validate_args=False)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Count predicted and true classes, of one shape."""
+        assert self.ignore_index is not None
+        self.confmat += count_confusions(preds, target, self.num_classes, self.ignore_index)
 
 
 class Scores(Protocol):
@@ -82,13 +156,13 @@ class SegmentationScores:
         """Everything as JSON types: NaN becomes None, per-class scores are keyed by name."""
         self._check(class_names)
         return {
-            "miou": _json_number(self.miou),
-            "mean_accuracy": _json_number(self.mean_accuracy),
-            "pixel_accuracy": _json_number(self.pixel_accuracy),
-            "mean_category_iou": _json_number(self.mean_category_iou),
-            "class_iou": _json_numbers(class_names, self.class_iou.tolist()),
-            "class_accuracy": _json_numbers(class_names, self.class_accuracy.tolist()),
-            "category_iou": _json_numbers(self.category_iou, self.category_iou.values()),
+            "miou": json_number(self.miou),
+            "mean_accuracy": json_number(self.mean_accuracy),
+            "pixel_accuracy": json_number(self.pixel_accuracy),
+            "mean_category_iou": json_number(self.mean_category_iou),
+            "class_iou": json_numbers(class_names, self.class_iou.tolist()),
+            "class_accuracy": json_numbers(class_names, self.class_accuracy.tolist()),
+            "category_iou": json_numbers(self.category_iou, self.category_iou.values()),
             "confusion": self.confusion.tolist(),
         }
 
@@ -101,17 +175,15 @@ class SegmentationScores:
         rule = "-" * (width + 30)
         lines = [f"{'class':<{width}}  {'IoU':>8}  {'accuracy':>8}  {'pixels':>8}", rule]
         lines += [
-            f"{name:<{width}}  {_percent(iou)}  {_percent(accuracy)}  {_percent(pixels)}"
+            f"{name:<{width}}  {percent(iou)}  {percent(accuracy)}  {percent(pixels)}"
             for name, iou, accuracy, pixels in rows
         ]
-        lines += [rule, f"{'mean':<{width}}  {_percent(self.miou)}  {_percent(self.mean_accuracy)}"]
-        lines += [f"{'all pixels':<{width}}  {'':>8}  {_percent(self.pixel_accuracy)}"]
+        lines += [rule, f"{'mean':<{width}}  {percent(self.miou)}  {percent(self.mean_accuracy)}"]
+        lines += [f"{'all pixels':<{width}}  {'':>8}  {percent(self.pixel_accuracy)}"]
         if self.category_iou:
             lines += ["", f"{'category':<{width}}  {'IoU':>8}", rule]
-            lines += [
-                f"{name:<{width}}  {_percent(iou)}" for name, iou in self.category_iou.items()
-            ]
-            lines += [rule, f"{'mean category IoU':<{width}}  {_percent(self.mean_category_iou)}"]
+            lines += [f"{name:<{width}}  {percent(iou)}" for name, iou in self.category_iou.items()]
+            lines += [rule, f"{'mean category IoU':<{width}}  {percent(self.mean_category_iou)}"]
         return "\n".join(lines)
 
     def _check(self, class_names: Sequence[str]) -> None:
@@ -152,7 +224,9 @@ def scores_from_confusion(
         mean_accuracy=float(class_accuracy.nanmean()),
         pixel_accuracy=float(confusion.diagonal().sum().double() / confusion.sum()),
         category_iou=category_iou,
-        mean_category_iou=float(torch.tensor([*category_iou.values()]).double().nanmean()),
+        mean_category_iou=float(
+            torch.tensor([*category_iou.values()], dtype=torch.float64).nanmean()
+        ),
         confusion=confusion,
     )
 
@@ -174,7 +248,8 @@ def _category_iou(confusion: Tensor, categories: Sequence[str]) -> dict[str, flo
     return dict(zip(names, _iou(member @ confusion @ member.T).tolist(), strict=True))
 
 
-def _percent(ratio: float | Tensor) -> str:
+def percent(ratio: float | Tensor) -> str:
+    """A share in percent, as wide as a column of the tables here; a dash for NaN."""
     value = float(ratio)
     return f"{'-':>8}" if math.isnan(value) else f"{100 * value:8.2f}"
 
@@ -207,8 +282,8 @@ class ClassificationScores:
         """Everything as JSON types: NaN becomes None, per-class scores are keyed by name."""
         few = len(class_names) <= 100  # ImageNet's would be a million numbers
         return {
-            **{name: _json_number(getattr(self, name)) for name in self.FIGURES},
-            "class_accuracy": _json_numbers(class_names, self.class_accuracy.tolist()),
+            **{name: json_number(getattr(self, name)) for name in self.FIGURES},
+            "class_accuracy": json_numbers(class_names, self.class_accuracy.tolist()),
             "confusion": self.confusion.tolist() if few else None,
         }
 
@@ -219,12 +294,12 @@ class ClassificationScores:
         counts = self.confusion.sum(1).tolist()
         lines = [f"{'class':<{width}}  {'accuracy':>8}  {'images':>8}", rule]
         lines += [
-            f"{name:<{width}}  {_percent(accuracy)}  {count:>8}"
+            f"{name:<{width}}  {percent(accuracy)}  {count:>8}"
             for name, accuracy, count in zip(class_names, self.class_accuracy, counts, strict=True)
         ]
-        lines += [rule, f"{'mean of classes':<{width}}  {_percent(self.mean_accuracy)}"]
-        lines += [f"{'top-1':<{width}}  {_percent(self.top1)}  {sum(counts):>8}"]
-        lines += [f"{'top-5':<{width}}  {_percent(self.top5)}"]
+        lines += [rule, f"{'mean of classes':<{width}}  {percent(self.mean_accuracy)}"]
+        lines += [f"{'top-1':<{width}}  {percent(self.top1)}  {sum(counts):>8}"]
+        lines += [f"{'top-5':<{width}}  {percent(self.top5)}"]
         return "\n".join(lines)
 
 
@@ -247,9 +322,11 @@ def classification_scores(confusion: Tensor, top5: float) -> ClassificationScore
     )
 
 
-def _json_number(value: float) -> float | None:
+def json_number(value: float) -> float | None:
+    """A number as JSON has it, where there is no NaN."""
     return None if math.isnan(value) else value
 
 
-def _json_numbers(names: Iterable[str], values: Iterable[float]) -> dict[str, float | None]:
-    return {name: _json_number(value) for name, value in zip(names, values, strict=True)}
+def json_numbers(names: Iterable[str], values: Iterable[float]) -> dict[str, float | None]:
+    """Named numbers as JSON has them."""
+    return {name: json_number(value) for name, value in zip(names, values, strict=True)}

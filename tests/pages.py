@@ -2,7 +2,8 @@
 
 Every fence of README, docs/ and configs/README.md has a language. Shell commands are run as they
 stand, Python is executed, in the order of the page and in one folder, on data sets of a few small
-images; so what a test changes of them, or leaves out, stands in the tables below and nowhere else.
+images; so what a test changes of them, or leaves out, stands in the tables below. Benchmarks
+measure, and are asked for their options only; several processes are started by a slow test.
 """
 
 import re

@@ -12,8 +12,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 import segdeconv as sd
-from segdeconv import export
-from segdeconv.export import export_encoder, export_network, load_network
+from segdeconv.export import (
+    comparison,
+    encoder,
+    export_encoder,
+    export_network,
+    files,
+    load_network,
+)
+from segdeconv.export import network as whole_network
 from segdeconv.inference import OnnxModel
 
 TINY = dict(encoder="tu-mobilenetv3_small_050", encoder_depth=2, decoder_channels=[12, 8])
@@ -132,6 +139,96 @@ def test_an_encoder_that_has_no_such_form_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# ------------------------------------------------------------------------------------- classifiers
+
+
+def classifier(name, **arguments):
+    """A classifier that has statistics of its own."""
+    torch.manual_seed(0)
+    net = sd.create_classifier(name, 7, operator_options={"block": 8}, **arguments)
+    side = 32 if net.config["small_input"] else 64
+    with torch.no_grad():
+        for _ in range(3):
+            net(images(4, 3, side, side) * 2 + 1)
+    return net.eval()
+
+
+def test_a_classifiers_encoder_is_torchvisions_network_without_its_last_layer(tmp_path):
+    trained_net = classifier("resnet18", small_input=False)
+    check = export_encoder(trained_net, tmp_path / "encoder")
+    assert "120 tensors with the names of torchvision's resnet18" in str(check)
+    host = torchvision.models.resnet18(weights=None, num_classes=7).eval()
+    state = load_file(tmp_path / "encoder" / "model.safetensors")
+    assert host.load_state_dict(state, strict=False).missing_keys == ["fc.weight", "fc.bias"]
+    fold = sd.fold(trained_net)
+    host.fc = fold.network.fc
+    batch = images(2, 3, 64, 96)
+    with torch.no_grad():
+        assert_close(host(batch), trained_net(batch))
+
+
+@pytest.mark.parametrize(
+    ("name", "small", "encoder_name"),
+    [("resnet18", False, "resnet18"), ("vgg11", True, "vgg11_bn")],
+)
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_classifiers_encoder_starts_a_segmentation(name, small, encoder_name, folded, tmp_path):
+    trained_net = classifier(name, small_input=small)
+    export_encoder(trained_net, tmp_path / "encoder", folded=folded)
+    operator = {"operator": "batchnorm"} if folded else {"operator_options": {"block": 8}}
+    model = sd.create_model("unet", encoder_name, 5, weights=tmp_path / "encoder", **operator)
+    assert model.weights_report.part == "encoder"
+    features = trained_net.network.features if name == "vgg11" else None
+    batch = images(1, 3, 64, 64)
+    with torch.no_grad():
+        found = model.eval().encoder(batch)[-1]
+        if features is not None:
+            assert_close(found, features(batch))
+        else:
+            trained_net.network.fc = nn.Identity()
+            assert_close(found.mean((2, 3)), trained_net(batch))
+
+
+def test_an_encoder_of_small_images_is_refused_where_the_stem_is_another(tmp_path):
+    check = export_encoder(classifier("resnet18"), tmp_path / "encoder", folded=False)
+    assert check.difference == 0
+    with pytest.raises(ValueError, match=r"small images have another stem.*small_input=False"):
+        sd.create_model("unet", "resnet18", 5, operator_options={"block": 8},
+                        weights=tmp_path / "encoder")  # fmt: skip
+
+
+def test_a_network_of_the_paper_alone_keeps_its_own_names(tmp_path):
+    check = export_encoder(classifier("pnasnet_a"), tmp_path / "encoder")
+    assert "with the names of segdeconv's pnasnet_a" in str(check)
+    state = load_file(tmp_path / "encoder" / "model.safetensors")
+    assert not [key for key in state if key.startswith("classifier")]
+
+
+@pytest.mark.parametrize("argmax", [False, True])
+def test_a_classifier_runs_anywhere(argmax, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    net, folder = classifier("tu-test_resnet"), tmp_path / "net"
+    checks = export_network(net, folder, argmax=argmax, normalize=True, normalization=MEAN_STD)
+    gives = "classes (N,)" if argmax else "logits (N, 7)"
+    assert all(f"pixels 0 to 255 (N, 3, H, W) -> {gives}" in str(c) for c in checks[1:])
+    program = torch.export.load(folder / "model.pt2").module()
+    session = runtime.InferenceSession(folder / "model.onnx")
+    plain = load_network(folder)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD)
+    for number, height, width in [(1, 32, 32), (3, 37, 50), (2, 64, 48)]:
+        pixels = images(number, 3, height, width).sigmoid() * 255
+        with torch.no_grad():
+            expected = net((pixels / 255 - mean) / std)
+            assert_close(plain((pixels / 255 - mean) / std), expected)
+        (onnx,) = session.run(None, {"images": pixels.numpy()})
+        for found in (torch.from_numpy(onnx), program(pixels)):
+            if argmax:
+                assert torch.equal(found, expected.argmax(1))
+            else:
+                assert_close(found, expected)
+
+
 # ----------------------------------------------------------------------------------- whole network
 
 
@@ -197,7 +294,8 @@ def test_what_differs_is_an_error_and_leaves_nothing(model, tmp_path, monkeypatc
             next(p for p in plain.parameters() if p.dim() == 4).mul_(1.01)
         return plain
 
-    monkeypatch.setattr(export, "fold", wrong)
+    for module in (encoder, whole_network):
+        monkeypatch.setattr(module, "fold", wrong)
     for write in (export_encoder, lambda *given: export_network(*given, formats=["safetensors"])):
         with pytest.raises(ValueError, match="more than rounding; nothing was written"):
             write(model, tmp_path / "new")
@@ -211,8 +309,8 @@ def test_nothing_is_replaced_unless_told_and_only_an_export_is(model, tmp_path, 
     with pytest.raises(ValueError, match="there already; --overwrite"):
         export_encoder(model, folder, folded=False)
     with monkeypatch.context() as patch:
-        patch.setattr(export, "TOLERANCE", -1)
-        patch.setattr(export, "ROUNDING", -1)
+        patch.setattr(comparison, "TOLERANCE", -1)
+        patch.setattr(comparison, "ROUNDING", -1)
         with pytest.raises(ValueError, match="more than rounding"):
             export_encoder(model, folder, folded=False, overwrite=True)
     assert (folder / "model.safetensors").read_bytes() == before
@@ -231,7 +329,9 @@ def test_nothing_is_replaced_unless_told_and_only_an_export_is(model, tmp_path, 
 def test_missing_packages_and_wrong_formats_are_named_first(model, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="format 'onx': expected some of safetensors, onnx"):
         export_network(model, tmp_path / "net", formats=["onx"])
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(
+        whole_network, "find_spec", lambda name: None if name == "onnxscript" else name
+    )
     with pytest.raises(ValueError, match=r"need onnxscript.*extra `export`.*--formats safetensors"):
         export_network(model, tmp_path / "net")
     with pytest.raises(ValueError, match="is not an exported network"):
@@ -243,11 +343,11 @@ def test_a_full_disk_is_one_sentence_whichever_library_met_it(model, tmp_path, m
     def full(*_, **__):
         raise RuntimeError("Error while serializing: I/O error")
 
-    monkeypatch.setattr(export, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(RuntimeError, match="serializing"):  # not for want of space
         export_network(model, tmp_path / "out", formats=["safetensors"])
     usage = shutil.disk_usage(tmp_path)._replace(free=0)
-    monkeypatch.setattr(export.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"could not write .*out: No space left on device"):
         export_network(model, tmp_path / "out", formats=["safetensors"])
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ FLOORS = [  # bottom to top; a room imports from lower floors, and from files of
     {"registry", "tables"},  # below the rest
     {"whitening", "metrics", "losses"},
     {"operators", "data"},
-    {"surgery", "inference", "pictures"},
+    {"surgery", "inference", "pictures", "official"},
     {"models", "grafting", "report"},
     {"export"},
     {"training"},
@@ -29,7 +29,7 @@ HOMES = {
     "pytorch_lightning": "nowhere, it is called lightning",
     "jsonargparse": "training/",
     "albumentations": "data/transforms.py",
-    "cityscapesscripts": "nowhere, only tests compare with it",
+    "cityscapesscripts": "official.py",
 }
 
 

@@ -17,7 +17,10 @@ from segdeconv.inference import (
     WHOLE,
     OnnxModel,
     Prediction,
+    ahead,
+    confidence_of,
     evaluate,
+    largest,
     predict,
     predict_scores,
     resize_logits,
@@ -80,6 +83,70 @@ def test_logits_of_the_right_size_are_left_alone():
 def test_a_prediction_keeps_no_gradients():
     layer = torch.nn.Conv2d(3, 11, 1)
     assert not predict(layer, torch.zeros(1, 3, 2, 2)).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 9), (1, 19, 40, 3000), (1, 1, 4, 4), (1, 300, 3, 5)])
+def test_the_largest_score_is_the_one_that_max_finds(shape, layout, dtype):
+    scores = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scores = scores.to(memory_format=layout)
+    best, classes = largest(scores)
+    expected = scores.max(1)
+    assert torch.equal(best, expected.values)
+    assert torch.equal(classes.long(), expected.indices) or dtype == torch.bfloat16  # has ties
+    torch.testing.assert_close(
+        confidence_of(scores.float(), best.float()),
+        scores.float().softmax(1).amax(1),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_of_equal_scores_the_first_class_is_taken_and_scores_stay_as_they_are():
+    scores = torch.tensor([1.0, 3, 3, -2, 3]).view(1, 5, 1, 1).repeat(1, 1, 2, 3)
+    before = scores.clone()
+    assert largest(scores)[1].unique().tolist() == [1]
+    assert torch.equal(scores, before)
+
+
+def test_batches_come_in_order_with_their_tensors_on_the_device():
+    batches = [{"image": torch.full((1,), float(n)), "name": [str(n)]} for n in range(5)]
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        moved = list(ahead(batches, ["image"], torch.device(device)))
+        assert [batch["image"].item() for batch in moved] == list(range(5))
+        assert {batch["image"].device.type for batch in moved} == {device}
+        assert [batch["name"] for batch in moved] == [batch["name"] for batch in batches]
+
+
+@pytest.mark.gpu
+def test_a_batch_is_not_overwritten_while_the_next_is_copied():
+    batches = [{"image": torch.full((2**22,), float(n)).pin_memory()} for n in range(8)]
+    found = []
+    for batch in ahead(batches, ["image"], torch.device("cuda")):
+        torch.cuda._sleep(10_000_000)
+        found.append(batch["image"].mean())
+    assert torch.stack(found).tolist() == list(range(8))
+
+
+def test_a_network_of_other_classes_than_the_labels_is_refused():
+    batch = {"image": torch.zeros(1, 3, 4, 5), "mask": random_labels(1, 4, 5), "name": ["a"]}
+    twelve = torch.zeros(1, 12, 4, 5)
+    twelve[:, 11] = 1  # all pixels are of a class that the labels do not have
+    with pytest.raises(ValueError, match=r"20 of 20 pixels.*the network and its labels must have"):
+        evaluate(lambda images: twelve, [batch], CAMVID)
+
+
+def test_an_evaluation_keeps_no_gradients():
+    layer, seen = torch.nn.Conv2d(3, 11, 1), []
+
+    def spy(images):
+        seen.append(layer(images))
+        return seen[-1]
+
+    batch = {"image": torch.zeros(1, 3, 4, 5), "mask": random_labels(1, 4, 5), "name": ["a"]}
+    evaluate(spy, [batch], CAMVID, observe=lambda names, *seen_too: seen.extend(seen_too))
+    assert len(seen) == 4 and not any(each.requires_grad for each in seen)
 
 
 def test_evaluation_counts_pixels_over_the_whole_set_and_leaves_out_ignored_ones():

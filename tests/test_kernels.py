@@ -28,17 +28,32 @@ def relative(actual, expected):
     )
 
 
-def covariances(size, batch=3):
-    """With the spectrum 1/i^2."""
+def spectra(size):
+    i = torch.arange(1, size + 1, dtype=torch.float64)
+    return {
+        "1/i^2": i**-2,
+        "flat": torch.ones_like(i),
+        "rank deficient": torch.where(i > size // 3, 0.0, 1 / i),
+        "one direction": torch.where(i > 1, 0.0, 1.0),
+        "dead": torch.full_like(i, 1e-5),
+        "below zero by rounding": torch.where(i > size // 2, -1e-7, 1 / i),
+    }
+
+
+def covariances(size, batch=3, spectrum="1/i^2"):
     basis = torch.linalg.qr(random(batch, size, size)).Q
-    matrices = (basis / torch.arange(1, size + 1).square()) @ basis.mT
+    matrices = (basis * spectra(size)[spectrum]) @ basis.mT
     return 0.5 * (matrices + matrices.mT)
 
 
-@pytest.mark.parametrize("n_iter", [1, 2, 5])
-@pytest.mark.parametrize("size", [1, 9, 16, 27, 64])
-def test_the_fused_root_and_its_gradient_equal_the_products(size, n_iter):
-    matrices, weights = covariances(size).requires_grad_(), random(3, size, size, seed=1)
+@pytest.mark.parametrize(
+    "size, n_iter, spectrum",
+    [(size, n_iter, "1/i^2") for size in (1, 9, 16, 27, 64) for n_iter in (1, 2, 5)]
+    + [(27, 5, spectrum) for spectrum in spectra(27)],
+)
+def test_the_fused_root_and_its_gradient_equal_the_products(size, n_iter, spectrum):
+    matrices = covariances(size, spectrum=spectrum).requires_grad_()
+    weights = random(3, size, size, seed=1)
     expected = inverse_root(matrices, n_iter, "newton_schulz")
     (expected_grad,) = torch.autograd.grad((expected * weights).sum(), matrices)
     matrices = matrices.detach().float().to(DEVICE).requires_grad_()
@@ -77,12 +92,20 @@ def test_a_compiled_fused_root_is_one_graph_and_equals_eager():
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("size, n_iter, dtype", [(65, 5, "float32"), (9, 15, "float32")])
-def test_matrices_the_kernel_is_not_for_are_one_sentence(size, n_iter, dtype):
+UNFIT = [(65, 5, "float32"), (9, 15, "float32"), (9, 5, "float64")]
+
+
+@pytest.mark.parametrize("size, n_iter, dtype", UNFIT)
+def test_matrices_the_kernel_is_not_for_take_the_products(size, n_iter, dtype):
+    from segdeconv.whitening.kernels import fused_inverse_root
+
+    matrices = covariances(size).to(DEVICE, getattr(torch, dtype))
+    root = inverse_root(matrices, n_iter, "triton")
+    assert torch.equal(root, inverse_root(matrices, n_iter, "newton_schulz"))
     with pytest.raises(
         ValueError, match=rf"float32 matrices of up to 64 .*{size} columns, n_iter="
     ):
-        inverse_root(torch.eye(size, device=DEVICE, dtype=getattr(torch, dtype)), n_iter, "triton")
+        fused_inverse_root(matrices, n_iter)
 
 
 GRIDS = {
@@ -189,6 +212,16 @@ def test_slices_of_maps_are_read_and_written_in_place():
     assert_moments_are_those_of_gathered_columns(
         whole[:, 2:6, 1:, ::2], GRIDS["padded"], blocks, 2e-6
     )
+
+
+def test_a_gradient_that_is_one_number_everywhere_is_added_to():
+    from segdeconv.whitening.kernels import patch_moments
+
+    x = feature_map(2, 4, 9, 9).requires_grad_()
+    passed, _, covariance = patch_moments(x, GRIDS["padded"], layouts(36)["one block"])
+    (grad,) = torch.autograd.grad(passed.sum() + covariance.sum(), x, retain_graph=True)
+    (of_covariance,) = torch.autograd.grad(covariance.sum(), x)
+    torch.testing.assert_close(grad, 1 + of_covariance)
 
 
 def test_compiled_moments_are_one_graph_and_equal_eager():

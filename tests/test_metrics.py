@@ -9,9 +9,11 @@ import torch
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 from cityscapesscripts.helpers.labels import labels, trainId2label
 from PIL import Image
-from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from segdeconv.metrics import scores_from_confusion
+from segdeconv import metrics
+from segdeconv.metrics import ConfusionMatrix, count_confusions, scores_from_confusion
 
 IDS = np.array([trainId2label[c].id for c in range(19)])
 NAMES = [trainId2label[c].name for c in range(19)]
@@ -33,7 +35,7 @@ def id_maps(truth_ids=ALL_IDS, predicted_ids=IDS, images=4, right=0.6, seed=0):
 
 
 def confusion_of(pairs):
-    metric = MulticlassConfusionMatrix(19, ignore_index=255)
+    metric = ConfusionMatrix(19, ignore_index=255)
     for truth, prediction in pairs:
         metric.update(torch.from_numpy(TRAIN_ID[prediction]), torch.from_numpy(TRAIN_ID[truth]))
     return metric.compute()
@@ -57,6 +59,62 @@ def official_result(tmp_path, monkeypatch):
         return official.evaluateImgLists(predictions, truths, official.args)
 
     return run
+
+
+@pytest.mark.parametrize("kinds", [torch.int64, torch.uint8, torch.int32])
+@pytest.mark.parametrize("ignore_index", [255, 254, 2, 0])
+@pytest.mark.parametrize("classes", [1, 2, 19, 200])
+def test_confusions_are_those_that_torchmetrics_counts(classes, ignore_index, kinds):
+    generator = torch.Generator().manual_seed(classes)
+    shape = (3, 41, 29)
+    truth, predicted = (torch.randint(classes, shape, generator=generator) for _ in range(2))
+    truth[torch.rand(shape, generator=generator) < 0.2] = ignore_index
+    expected = multiclass_confusion_matrix(
+        predicted, truth, max(2, classes), ignore_index=ignore_index
+    )[:classes, :classes]
+    found = count_confusions(predicted.to(kinds), truth.to(kinds), classes, ignore_index)
+    assert (found.dtype == torch.int64 and found.sum() > 0) or classes == 1
+    assert torch.equal(found, expected)
+
+
+def test_pixels_are_counted_on_beyond_what_float32_can_hold():
+    truth = torch.zeros(2**24 + 3, dtype=torch.uint8)
+    truth[-1] = 1
+    expected = torch.tensor([[2**24 + 2, 0], [1, 0]])
+    assert torch.equal(count_confusions(torch.zeros_like(truth), truth, 2, 255), expected)
+
+
+@pytest.mark.parametrize("wrong", [19, 200, 255])
+def test_a_class_that_does_not_exist_is_refused(wrong):
+    right = torch.zeros(4, 5, dtype=torch.long)
+    strange = right.clone()
+    strange[1, 2:4] = wrong
+    with pytest.raises(ValueError, match=r"2 of 20 pixels.*not 0 to 18"):
+        count_confusions(strange, right, 19, 254)
+    with pytest.raises(ValueError, match=r"2 of 20 pixels.*not 0 to 18"):
+        count_confusions(right, strange, 19, 254)
+
+
+def test_both_ways_to_count_agree():
+    generator = torch.Generator().manual_seed(0)
+    truth, predicted = (torch.randint(5, (50, 60), generator=generator) for _ in range(2))
+    truth[:9] = 255
+    ways = metrics._count_on_cpu, metrics._count_on_gpu
+    assert torch.equal(*(way(predicted, truth, 5) for way in ways))
+
+
+@pytest.mark.gpu
+def test_a_gpu_counts_what_the_cpu_does_in_deterministic_mode_too():
+    generator = torch.Generator().manual_seed(0)
+    truth, predicted = (torch.randint(19, (512, 1024), generator=generator) for _ in range(2))
+    truth[:9] = 255
+    expected = count_confusions(predicted, truth, 19, 255)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = count_confusions(predicted.cuda(), truth.cuda(), 19, 255)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found.is_cuda and torch.equal(found.cpu(), expected)
 
 
 @pytest.mark.parametrize(

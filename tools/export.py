@@ -4,21 +4,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from segdeconv.training.command_line import last_given, take_names
+from segdeconv.training.command_line import take_names
 from segdeconv.training.mistakes import UsageError, loading, run_tool
 
 HELP = """\
 usage: python tools/export.py RUN_DIR [--key value …]
 
-Write the network of a run for others to run, or its encoder for others to train. Statistics are
-folded into plain convolutions. Each file is compared with the network on random images at once;
-one that differs by more than rounding is an error, and leaves nothing behind.
+Write the network of a run, a classifier or one that segments, for others to run, or its encoder
+for others to train. Statistics are folded into plain convolutions. Each file is compared with the
+network on random images at once; one that differs by more than rounding is an error, and leaves
+nothing behind.
 
   RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
   --what network              encoder, or pretrained: the whole network as it is, to go on training
-                              or to publish, with a model card (the Hugging Face layout); of
-                              classifiers too, whose data must be there
-  --out FOLDER                new folder for the files; default: RUN_DIR/WHAT
+                              or to publish, with a model card (the Hugging Face layout)
+  --out FOLDER                new folder for the files; default: RUN_DIR/WHAT; of a published
+                              model beside its folder, RUN_DIR_results/WHAT
   --overwrite                 replace an earlier export
   --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
 
@@ -29,13 +30,14 @@ Of a network
   --normalize                 they take pixels 0 to 255 in place of normalised images
   --size HEIGHT WIDTH         they take this size only; default: any number and size of images
 
-Of an encoder: model.safetensors with the names of torchvision's, timm's or smp's own
+Of an encoder: model.safetensors with the names of torchvision's, timm's or smp's own; of a
+classifier that is everything but its last layer
   --unfolded                  the run's own layers, to go on training with the same operator
 
 Examples
   python tools/export.py runs/unet_resnet18_deconv
   python tools/export.py last --formats onnx --argmax --normalize --out deploy
-  python tools/export.py last --what encoder --unfolded --out my_encoder
+  python tools/export.py runs/classifier --what encoder --unfolded --out my_encoder
   python tools/train.py --config configs/quickstart.yaml --model.weights my_encoder
   python tools/export.py last --what pretrained --out my_model
 
@@ -56,7 +58,7 @@ def main(arguments: list[str]) -> None:
         from segdeconv.training.evaluation import checkpoint_path, load_classifier, load_network
         from segdeconv.training.prediction import choose_label_set
         from segdeconv.training.publishing import about_run
-        from segdeconv.training.run_folder import check_writable
+        from segdeconv.training.run_folder import check_writable, results_folder
 
     parser = ConfigParser()
     add = parser.add_argument
@@ -69,10 +71,9 @@ def main(arguments: list[str]) -> None:
     add("--normalize", action="store_true", help="take pixels 0 to 255")
     add("--size", type=int, nargs=2, help="the only height and width")
     add("--unfolded", action="store_true", help="the run's own layers")
-    what, _ = last_given(options, "what", "network")
-    folder, config = parser.open_run(run, options, None if what == "pretrained" else "segmentation")
+    folder, config = parser.open_run(run, options)
     check_options(config)
-    out = Path(config.out or folder / config.what)
+    out = Path(config.out or results_folder(folder) / config.what)
     if out.resolve() == folder.resolve():
         raise UsageError(f"--out {out} is what is exported; name another folder")
     check_writable(out, folder=True)
@@ -85,8 +86,8 @@ def main(arguments: list[str]) -> None:
     else:
         classes = choose_label_set(config.data, None, folder)
         model = load_network(built.model, classes, path)
+    model.about = about_run(config, folder, classes, normalization)
     if config.what == "pretrained":
-        model.about = about_run(config, folder, classes, normalization)
         checks = [export_pretrained(model, out, overwrite=config.overwrite)]
     elif config.what == "encoder":
         checks = [
@@ -104,7 +105,6 @@ def main(arguments: list[str]) -> None:
             out,
             formats=config.formats,
             argmax=config.argmax,
-            normalization=normalization,
             normalize=config.normalize,
             size=tuple(config.size) if config.size else None,
             overwrite=config.overwrite,

@@ -12,7 +12,8 @@ Show what the network of a run sees on images and videos. Results are written on
 OUT/KIND/, named after their input; what cannot be read is left out, named at the end, and makes
 the exit code 1. Nothing is replaced unless you say so.
 
-  RUN_DIR                     folder of a run, or "last" for the newest in --output_dir
+  RUN_DIR                     folder of a run, or "last" for the newest in --output_dir; or what
+                              tools/export.py wrote of one
   INPUT                       images, videos, folders (with sub-folders), patterns such as 'a/*.png'
   --out predictions           folder of the results
   --write overlay             some of: colour overlay ids side
@@ -23,7 +24,6 @@ the exit code 1. Nothing is replaced unless you say so.
   --palette FILE              names, colours and ids of the classes: cityscapes, camvid, or a file
                               like classes.yaml of your own data; default: the run's
   --overwrite                 replace earlier results
-  --onnx FILE                 run this ONNX file instead of the weights (needs onnxruntime)
 {PREDICTION_HELP}
 
 Examples
@@ -51,7 +51,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--frames", action="store_true", help="frames of videos as images")
     parser.add_argument("--palette", type=str | None, help="cityscapes, camvid or a classes file")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
-    parser.add_argument("--onnx", type=str | None, help="ONNX file in place of the weights")
     add_prediction_options(parser)
     folder, config = parser.open_run(run, options, task="segmentation")
     done, problems = predict_run(parser, config, folder, inputs)

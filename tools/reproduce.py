@@ -14,6 +14,7 @@ from segdeconv.training.reproduction import (
     STUDIES,
     Cell,
     cells,
+    check_names,
     plot,
     remaining_seconds,
     report,
@@ -48,6 +49,8 @@ def main(arguments: list[str]) -> None:
         arguments_of = cell.arguments(study, options.holdout, more)
         arguments_of = ("--config", str(ROOT / arguments_of[1]), *arguments_of[2:])
         jobs[cell] = Job(folder / cell.name, arguments_of)
+    with loading():
+        check_names(*chosen[:2], next(iter(jobs.values())).arguments)
 
     def collect() -> list[dict[str, Any]]:
         ended = [cell for cell, job in jobs.items() if job.finished or job.failure is not None]

@@ -56,11 +56,11 @@ class ArrayTransform:
         return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
-class ImageArrays(Dataset[dict[str, Tensor]]):
+class ImageArrays(Dataset[dict[str, Any]]):
     """Images with labels, in memory; asked for whole batches.
 
     ``samples[indices, seed]`` is {"image": what the transform makes of the images, "label": (N,)
-    int64}.  A sub-class sets the attributes of the class.
+    int64, "name": their places in the set}.  A sub-class sets the attributes of the class.
 
     Args:
         images: (N, C, H, W) uint8.
@@ -98,12 +98,13 @@ class ImageArrays(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[Sequence[int], int | None]) -> dict[str, Tensor]:
+    def __getitem__(self, key: tuple[Sequence[int], int | None]) -> dict[str, Any]:
         indices, seed = torch.as_tensor(key[0]), key[1]
         images = self.images[indices]
         if self.transform is not None:
             images = self.transform(images, seed)
-        return {"image": images, "label": self.labels[indices]}
+        names = [f"image {index}" for index in indices.tolist()]
+        return {"image": images, "label": self.labels[indices], "name": names}
 
 
 def held_out(length: int, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -96,6 +96,14 @@ class PairedImages(Dataset[dict[str, Any]]):
             raise ValueError(describe_sizes(image_path, image, label_path, mask))
         return image, mask
 
+    def has_labels(self, count: int) -> bool:
+        """Whether any label map of the first ``count`` samples has a pixel of a class.
+
+        Those of splits that are kept for a server are missing, or hold nothing but ignored pixels.
+        """
+        paths = [path for path in self.label_paths[:count] if path is not None]
+        return any((self.read_mask(path) != self.ignore_index).any() for path in paths)
+
     def read_mask(self, path: Path) -> LabelArray:
         """Train ids (H, W) of one label file."""
         label_set, hint = self.meaning_of(path)

@@ -15,7 +15,7 @@ import random
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def _library() -> Any:
 
 
 class Shards(IterableDataset[dict[str, Any]]):
-    """Batches out of the shards of one split: {"image": (N, 3, H, W), "label": (N,) int64}.
+    """Batches out of the shards of one split: {"image": (N, 3, H, W), "label": (N,) int64, "name"}.
 
     Args:
         shards: Files or URLs of each split, braces expanded: {"train": "imagenet-{000..146}.tar"}.
@@ -150,12 +150,12 @@ class Shards(IterableDataset[dict[str, Any]]):
         self.label_set.check([label], where)
         image = _read_image(sample[ending], where)
         if self.transform is None:
-            return {"image": image, "label": label}
+            return {"image": image, "label": label, "name": sample["__key__"]}
         if self.plan.seed is not None:
             key = zlib.crc32(sample["__key__"].encode())
             seeds = np.random.SeedSequence((self.plan.seed, self.plan.epoch, key))
             self.transform.set_random_seed(int(seeds.generate_state(1)[0]))
-        return {"image": self.transform(image), "label": label}
+        return {"image": self.transform(image), "label": label, "name": sample["__key__"]}
 
 
 class _Watched:
@@ -239,9 +239,14 @@ def together(
         if given > skip:
             yield batch
     if rest:
-        joined = {key: torch.cat([batch[key] for batch in rest]) for key in rest[0]}
+        joined = {key: _joined([batch[key] for batch in rest]) for key in rest[0]}
         for start in range(batch_size * max(0, skip - given), len(joined["image"]), batch_size):
             yield {key: value[start : start + batch_size] for key, value in joined.items()}
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Tensors one behind the other, or lists."""
+    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else list(chain(*parts))
 
 
 def _expand(given: str | list[str], root: str | None) -> list[str]:

@@ -3,16 +3,25 @@
 from torch import Tensor
 
 
-def check_images(images: Tensor) -> None:
-    """Look at the number of dimensions.
+def check_images(images: Tensor, channels: int) -> None:
+    """Look at the number of dimensions and of channels.
+
+    Args:
+        images: What a model was called on.
+        channels: What it was built for.
 
     Raises:
-        ValueError: If images are not a batch.
+        ValueError: If images are not a batch, or have other channels.
     """
     if images.dim() != 4:
         raise ValueError(
             f"images of shape {tuple(images.shape)}: expected (N, C, H, W); "
             "give a single image as images[None]"
+        )
+    if images.shape[1] != channels:
+        raise ValueError(
+            f"images of {images.shape[1]} channels: the model takes {channels}; build it with "
+            f"in_channels={images.shape[1]}, or give images (N, {channels}, H, W)"
         )
 
 

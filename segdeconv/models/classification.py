@@ -61,9 +61,9 @@ class ClassificationModel(nn.Module, Pretrained):
         """(N, in_channels, H, W) -> (N, num_classes).
 
         Raises:
-            ValueError: If images are not a batch.
+            ValueError: If images are not a batch, or have other channels.
         """
-        check_images(images)
+        check_images(images, self.config["in_channels"])
         return cast(Tensor, self.network(images))
 
     @property
@@ -154,11 +154,11 @@ def _build(name: str, num_classes: int, in_channels: int, small_input: bool) -> 
     """
     if not isinstance(name, str):
         raise ValueError(f"name={name!r}: expected the name of a network, such as 'resnet18'")
+    check_name(name, small_input)
     if small_input and name in CLASSIFIERS:
         return CLASSIFIERS[name].build_afresh(in_channels, num_classes)
-    if name in CLASSIFIERS and CLASSIFIERS[name].large:
-        name = CLASSIFIERS[name].large
-    _check_name(name)
+    if name in CLASSIFIERS:
+        name = CLASSIFIERS[name].large or name
     size = SMALL if small_input else LARGE
     try:
         network = _library_network(name, num_classes, 3 if small_input else in_channels)
@@ -200,8 +200,18 @@ def _torchvision_names() -> list[str]:
     return cast(list[str], torchvision.models.list_models(module=torchvision.models))
 
 
-def _check_name(name: str) -> None:
-    """Refuse a name that no library has, with the nearest one."""
+def check_name(name: str, small_input: bool) -> None:
+    """Look whether there is such a network; builds nothing.
+
+    Args:
+        name: As for `create_classifier`.
+        small_input: Likewise.
+
+    Raises:
+        ValueError: If there is none (with the nearest name), or none for such images.
+    """
+    if name in CLASSIFIERS and (small_input or CLASSIFIERS[name].large):
+        return
     native = [*_torchvision_names(), *smp.encoders.get_encoder_names()]
     if name in native or (name.startswith("tu-") and timm.is_model(name[3:])):
         return

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from segdeconv.models.segmentation import SegmentationModel
 
 FORMAT = "segdeconv model"
+EXPORTED = "segdeconv network"  # folded, of `segdeconv.export.export_network`
 HUB = "hf-hub:"  # as timm spells it
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 _KEYS = ("format", "segdeconv", "task", "model", "about")
+_OF_EXPORTED = ("formats", "argmax", "normalize", "size")
 _CREATORS = {  # task -> what builds its models
     "segmentation": "create_model",
     "classification": "create_classifier",
@@ -310,41 +312,41 @@ def _download(repo: str, options: Mapping[str, Any]) -> Path:
         raise ValueError(f"{HUB}{repo} cannot be downloaded: {reason}") from error
 
 
-def is_pretrained(folder: Path) -> bool:
-    """Whether a folder says that it holds a model of `save_pretrained`."""
+def format_of(folder: Path) -> str | None:
+    """What config.json says that a folder holds; None if there is none."""
     try:
         content = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+        return None
+    return content.get("format") if isinstance(content, dict) else None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def is_pretrained(folder: Path) -> bool:
+    """Whether a folder says that it holds a model of `save_pretrained`."""
+    return format_of(folder) == FORMAT
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder says that it holds a folded network."""
+    return format_of(folder) == EXPORTED
+
+
+def read_config(folder: Path, exported: bool = False) -> dict[str, Any]:
     """What config.json says: "task", "model" (arguments) and "about".
+
+    Args:
+        folder: One of `save_pretrained`.
+        exported: Take a folder of a folded network, too.
 
     Raises:
         ValueError: It is missing, damaged, of something else or of another version.
     """
     path = folder / CONFIG
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(
-            f"{folder} holds no model: it has no {CONFIG}; `save_pretrained` and tools/export.py "
-            "RUN --what pretrained write such folders"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        hint = {
-            "segdeconv encoder": "an encoder's; give the folder as weights= of create_model",
-            "segdeconv network": "a folded network's; load it with segdeconv.export.load_network",
-        }.get(str(found), "not of this library")
-        raise ValueError(f"{path} is {hint}")
+    content = _read_json(path, (FORMAT, EXPORTED) if exported else (FORMAT,))
     about = content.get("about", {})
     version = content.get("segdeconv")
-    _check_keys(content, _KEYS, path, version)
+    more = _OF_EXPORTED if content["format"] == EXPORTED else ()
+    _check_keys(content, _KEYS + more, path, version)
     lacking = [key for key in ("task", "model") if key not in content]
     if lacking or content["task"] not in _CREATORS:
         what = f"has no {lacking[0]!r}" if lacking else f"names the task {content['task']!r}"
@@ -354,6 +356,31 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} holds {part!r} under {name!r}; expected names and values")
     _check_keys(about, [item.name for item in fields(About)], path, version)
     return {**content, "about": about}
+
+
+def _read_json(path: Path, formats: tuple[str, ...]) -> dict[str, Any]:
+    """What the file of a model's folder of one of some formats holds, whatever keys that are.
+
+    Raises:
+        ValueError: It is missing, damaged, or of something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path.parent} holds no model: it has no {CONFIG}; `save_pretrained` and "
+            "tools/export.py RUN --what pretrained write such folders"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found not in formats:
+        hint = {
+            "segdeconv encoder": "an encoder's; give the folder as weights= of create_model",
+            EXPORTED: "a folded network's; load it with segdeconv.export.load_network",
+        }.get(str(found), "not of this library")
+        raise ValueError(f"{path} is {hint}")
+    return cast(dict[str, Any], content)
 
 
 def _check_keys(

@@ -70,9 +70,9 @@ class SegmentationModel(nn.Module, Pretrained):
         """(N, in_channels, H, W) -> (N, num_classes, H, W).
 
         Raises:
-            ValueError: If images are not a batch.
+            ValueError: If images are not a batch, or have other channels.
         """
-        check_images(images)
+        check_images(images, self.config["in_channels"])
         height, width = images.shape[-2:]
         below, right = (self._missing(size) for size in (height, width))
         if below or right:

@@ -1,5 +1,8 @@
 """The ten networks of the network-deconvolution paper, as it trained them on 32 x 32 images.
 
+VGG-11, which the paper trains on ImageNet only, is there in the form of its VGG-16: the cheapest of
+them all.
+
 Ye et al., "Network Deconvolution", ICLR 2020, arXiv:1905.11926.  Each is built once, in plain torch
 layers with batch norms; `segdeconv.surgery.convert` makes the other forms.  ResNet-18, DenseNet-121
 and ResNeXt-29 are torchvision's classes with another stem, VGG-16 is its feature layers.  The
@@ -14,6 +17,7 @@ library's network starts elsewhere than the one here.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -97,8 +101,8 @@ def take_small_input(network: nn.Module, in_channels: int, kernel_size: int = 3)
             network.set_submodule(name, nn.Identity(), strict=True)
 
 
-def _vgg16(in_channels: int, num_classes: int) -> nn.Module:
-    features = make_layers(vgg_layers["D"], batch_norm=True)
+def _vgg(layout: str, in_channels: int, num_classes: int) -> nn.Module:
+    features = make_layers(vgg_layers[layout], batch_norm=True)
     for layer in features:
         if isinstance(layer, nn.MaxPool2d):
             layer.ceil_mode = True  # five times: 28 x 28 would end as nothing; 32 x 32 is the same
@@ -401,8 +405,15 @@ CLASSIFIERS = Registry[SmallNetwork](
     vgg16=SmallNetwork(
         summary="13 convolutions of torchvision's vgg16_bn, one linear layer",
         paper="Simonyan and Zisserman 2015, arXiv:1409.1556",
-        build=_vgg16,
+        build=partial(_vgg, "D"),
         large="vgg16_bn",
+        released=_stem_steps(15, "network.features.0"),
+    ),
+    vgg11=SmallNetwork(
+        summary="8 convolutions of torchvision's vgg11_bn, one linear layer",
+        paper="Simonyan and Zisserman 2015, arXiv:1409.1556",
+        build=partial(_vgg, "A"),
+        large="vgg11_bn",
         released=_stem_steps(15, "network.features.0"),
     ),
     resnet18=SmallNetwork(

@@ -67,6 +67,11 @@ class WeightsReport:
 
     def __str__(self) -> str:
         text = f"{self.path}: {self.loaded} tensors into the {self.part}"
+        if self.norms_lost:
+            text = (
+                f"the operator took the batch norms of {self.path}, and with them the function "
+                f"that it was trained to; {GRAFT}\n{text}"
+            )
         if self.dropped:
             parts = ", ".join(f"{name} ({count})" for name, count in self.dropped.items())
             text += f"; not used: {parts}"
@@ -74,8 +79,6 @@ class WeightsReport:
             text += f"; not in the file: {', '.join(self.fresh)}"
         if self.before_surgery:
             text += "; of a plain network, which the operator then changed: see the surgery report"
-        if self.norms_lost:
-            text += f"; without its batch norms it computes something else; {GRAFT}"
         return text
 
 

@@ -13,6 +13,7 @@ from segdeconv.whitening import (
     BACKENDS,
     Backend,
     Blocks,
+    Gram,
     Sampling,
     Share,
     inverse_root,
@@ -53,6 +54,7 @@ class WhiteningOptions(TypedDict, total=False):
     update_every: int
     bias_correction: bool
     backend: Backend
+    gram: Gram
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,9 @@ class Whitening:
             constants, in between.
         bias_correction: Weigh the running averages so that their start does not count.
         backend: How the root is computed, see `segdeconv.whitening.inverse_root`.
+        gram: What patches are multiplied in for the covariance: "single", float32 (float64 in a
+            double layer), or "input", a 16-bit input in its own type with float32 sums, as tensor
+            cores do fastest; see `segdeconv.whitening.sampled_moments` for what it costs.
         released_blocks: Block sizes by the released rule (gcd; whole groups); set by the preset.
     """
 
@@ -106,6 +111,7 @@ class Whitening:
     update_every: int = 1
     bias_correction: bool = True
     backend: Backend = "auto"
+    gram: Gram = "single"
     released_blocks: bool = False
 
     def __post_init__(self) -> None:
@@ -152,6 +158,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "sampling": ("grid", "flat"),
     "structure": ("full", "kronecker"),
     "backend": BACKENDS,
+    "gram": ("single", "input"),
 }
 
 _RELEASED = Whitening(
@@ -333,7 +340,7 @@ class WhitenedLayer(nn.Module):
         """``x`` for the convolution, mean, and covariance, shrunk where the rows are few."""
         settings, source = self.settings, x.detach() if self.settings.detach else x
         read, mean, covariance = sampled_moments(
-            source, grid, self.blocks, settings.eps, self.running_mean.dtype
+            source, grid, self.blocks, settings.eps, self.running_mean.dtype, settings.gram
         )
         wanted = settings.min_rows * self.blocks.size
         if freedom < wanted:

@@ -44,6 +44,14 @@ class Group:
         common = set.intersection(*(set(run.column("epoch")) for run in self.runs))
         return sorted(common)
 
+    @property
+    def times(self) -> list[float]:
+        """Seconds of training up to each of these epochs, a mean over the runs."""
+        return [
+            fmean(run.seconds[run.column("epoch").index(epoch)] for run in self.runs)
+            for epoch in self.epochs
+        ]
+
     def at(self, epoch: float, column: str) -> list[float]:
         """One score of each run after ``epoch``."""
         return [
@@ -68,17 +76,9 @@ def render_comparison(runs: Sequence[RunRecord]) -> str:
     Raises:
         ValueError: There is nothing to compare: a run without a validation, tasks that differ.
     """
-    for run in runs:
-        if not run.rows or not run.best:
-            raise ValueError(f"{run.name} has no validation yet; leave it out")
-    kinds = {run.main for run in runs}
-    if len(kinds) > 1:
-        raise ValueError(f"runs of one task can be compared, and these have {', '.join(kinds)}")
-    groups = group_runs(runs)
+    check_comparable(runs)
     main = runs[0].main
-    plain = [group for group in groups if _operator(group.runs[0]) == "batchnorm"]
-    reference = max(plain or groups[:1], key=lambda group: mean_and_spread(group.best(main))[0])
-    ordered = [reference, *(group for group in groups if group is not reference)]
+    ordered = reference_first(group_runs(runs), main)
     differences = class_differences(ordered)
     return (
         environment()
@@ -87,13 +87,35 @@ def render_comparison(runs: Sequence[RunRecord]) -> str:
             groups=ordered,
             common=common_settings(runs),
             figure=runs[0].kind.FIGURES[main],
-            rows=[_summary(group, reference, main) for group in ordered],
+            rows=[_summary(group, ordered[0], main) for group in ordered],
             curves=_curves(ordered, main, runs[0].kind.FIGURES[main]),
             differences=differences,
             difference_figure=_difference_figure(ordered, differences),
             several_groups=len(ordered) > 1,
         )
     )
+
+
+def check_comparable(runs: Sequence[RunRecord]) -> None:
+    """Look whether runs can stand side by side.
+
+    Raises:
+        ValueError: A run without a validation, tasks that differ.
+    """
+    for run in runs:
+        if not run.rows or not run.best:
+            raise ValueError(f"{run.name} has no validation yet; leave it out")
+    kinds = {run.main for run in runs}
+    if len(kinds) > 1:
+        raise ValueError(f"runs of one task can be compared, and these have {', '.join(kinds)}")
+
+
+def reference_first(groups: Sequence[Group], main: str) -> list[Group]:
+    """The groups behind the one that they are compared with, which has the best main score."""
+    plain = [group for group in groups if _operator(group.runs[0]) == "batchnorm"]
+    candidates = plain or groups[:1]
+    reference = max(candidates, key=lambda group: mean_and_spread(group.best(main))[0])
+    return [reference, *(group for group in groups if group is not reference)]
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
@@ -238,15 +260,10 @@ def _lines(group: Group, number: int, column: str, axis: str) -> list[Line]:
     ]
     if len(group.runs) == 1:
         return [Line(group.label, single[0].x, single[0].y, number)]
-    scores = [group.at(epoch, column) for epoch in group.epochs]
-    times = [
-        fmean(run.seconds[run.column("epoch").index(epoch)] for run in group.runs)
-        for epoch in group.epochs
-    ]
     mean = Line(
         f"{group.label} (mean of {len(group.runs)})",
-        group.epochs if by_epoch else times,
-        [mean_and_spread(values)[0] for values in scores],
+        group.epochs if by_epoch else group.times,
+        [mean_and_spread(group.at(epoch, column))[0] for epoch in group.epochs],
         number,
     )
     return [*single, mean]

@@ -15,6 +15,8 @@ from PIL import Image
 from segdeconv.data.readers import ImageArray, LabelArray
 
 LONGEST_SIDE = 480  # pixels; an example then takes 100 kB at most
+THUMBNAIL = 160
+TINY = 32  # as CIFAR's, whose pixels one sees
 _LONGEST_RUN = 0xFFFF
 
 
@@ -26,7 +28,7 @@ class Example:
         name: Of the image.
         score: Its mean IoU, 0 to 1.
         rank: 1 for the best of all images that were scored.
-        image: Address of a JPEG, with the picture in it ("data:image/jpeg;base64,…").
+        image: Its `address`.
         width: Of picture and labels, in pixels.
         height: The same.
         truth: True classes as base64 of runs.
@@ -67,14 +69,26 @@ def make_example(
     factor = min(1, LONGEST_SIDE / max(truth.shape))
     height, width = (max(1, round(side * factor)) for side in truth.shape)
     small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
-    jpeg = io.BytesIO()
-    small.save(jpeg, "JPEG", quality=80)
     packed = []
     for labels in (truth, prediction):
         picture = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
         packed.append(base64.b64encode(pack(np.asarray(picture))).decode())
-    uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
-    return Example(name, score, rank, uri, width, height, packed[0], packed[1])
+    return Example(name, score, rank, address(small), width, height, packed[0], packed[1])
+
+
+def thumbnail(image: ImageArray) -> str:
+    """Address of a picture (H, W, 3) that is at most `THUMBNAIL` pixels wide and high."""
+    small = Image.fromarray(image)
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return address(small)
+
+
+def address(picture: Image.Image) -> str:
+    """A picture as "data:image/…;base64,…": a tiny one exactly (PNG), else as JPEG."""
+    kind = "png" if max(picture.size) <= TINY else "jpeg"
+    content = io.BytesIO()
+    picture.save(content, kind, quality=80)
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def pack(labels: LabelArray) -> bytes:

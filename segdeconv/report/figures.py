@@ -95,8 +95,8 @@ def draw_lines(
         return _svg(figure, f"{y_label} against {x_label}. {about}")
 
 
-def draw_reliability(calibration: Calibration) -> Markup:
-    """Accuracy against confidence, with the share of pixels below."""
+def draw_reliability(calibration: Calibration, unit: str) -> Markup:
+    """Accuracy against confidence, with the share of pixels (or images: the unit) below."""
     curve = calibration.curve()
     confidence, accuracy, share = zip(*curve, strict=True)
     with mpl.rc_context(_STYLE):
@@ -108,7 +108,7 @@ def draw_reliability(calibration: Calibration) -> Markup:
         top.set(ylabel="right", xlim=(0, 1), ylim=(0, 1))
         top.legend(loc="upper left")
         bottom.bar(confidence, share, width=0.045, color=SERIES[0])
-        bottom.set(xlabel="confidence", ylabel="pixels")
+        bottom.set(xlabel="confidence", ylabel=unit)
         for axis in (top.xaxis, top.yaxis, bottom.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=None))
         return _svg(

@@ -15,9 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from segdeconv.data.labels import Colour
-from segdeconv.report.examples import Example
+from segdeconv.metrics import ClassificationScores
+from segdeconv.report.examples import Example, thumbnail
 from segdeconv.report.figures import Line, draw_lines, draw_reliability
-from segdeconv.report.observation import Calibration
+from segdeconv.report.observation import Calibration, Classified
 from segdeconv.report.records import RunRecord, kind_of, validation_limit
 
 MOST_CLASSES = 100  # a matrix of more is no longer read
@@ -30,12 +31,13 @@ class Evaluation:
     Attributes:
         record: Scores and facts by name, as tools/eval.py writes them; {} where the scores of the
             run's best validation are shown.
-        calibration: Of all pixels that were seen.
+        calibration: Of all pixels, or images of a classifier, that were seen.
         examples: From the best to the worst.
         seen: Which images calibration and examples come from, in words.
         colours: Red, green and blue of each class.
         ignore_index: Train id of pixels that do not count.
         facts: What else was measured, such as memory, in words.
+        classified: Images of a classifier, by a heading that says which.
     """
 
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class Evaluation:
     colours: Sequence[Colour] = ()
     ignore_index: int = 255
     facts: Mapping[str, str] = field(default_factory=dict)
+    classified: Mapping[str, Sequence[Classified]] = field(default_factory=dict)
 
 
 def environment() -> Environment:
@@ -56,7 +59,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": percent, "duration": duration}
+    made.filters |= {"percent": percent, "duration": duration, "thumbnail": thumbnail}
     return made
 
 
@@ -83,6 +86,8 @@ def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
     shown = evaluation or Evaluation()
     scores = shown.record or run.best
     kind = kind_of(scores)
+    is_classifier = bool(shown.classified) or kind is ClassificationScores
+    unit = "images" if is_classifier else "pixels"
     classes = class_table(scores, kind.CLASS_FIGURE[0], shown.colours)
     page = environment().get_template("report.html")
     return page.render(
@@ -94,9 +99,9 @@ def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
         classes=classes,
         class_figure={"iou": "IoU"}.get(kind.CLASS_FIGURE[1], kind.CLASS_FIGURE[1]),
         confusion=confusion_table(scores.get("confusion"), [row["name"] for row in classes]),
-        unit="pixels" if kind.CLASS_FIGURE[0] == "class_iou" else "images",
+        unit=unit,
         evaluation=shown,
-        reliability=draw_reliability(shown.calibration) if shown.calibration else None,
+        reliability=draw_reliability(shown.calibration, unit) if shown.calibration else None,
         example_data=_example_data(shown, classes),
         speed=speed(run, shown),
     )

@@ -146,8 +146,10 @@ class ClassificationTask(Task):
 
     def score_batch(self, batch: Batch) -> None:
         """Count what was recognised in one batch."""
-        labels = batch["label"]
-        logits = self(batch["image"]).float()
+        self.score_logits(self(batch["image"]).float(), batch["label"])
+
+    def score_logits(self, logits: Tensor, labels: Tensor) -> None:
+        """Count what logits (N, classes) say of images with labels (N,)."""
         self.add_val_loss(F.cross_entropy(logits, labels), len(labels))
         self.confusion.update(logits.argmax(1), labels)
         self.top5.update(logits, labels)

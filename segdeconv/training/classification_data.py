@@ -1,6 +1,6 @@
 """The data of a run that classifies: which set, how it is augmented, how it is loaded."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,7 +12,6 @@ from segdeconv.data.shards import Plan, Shards, together
 from segdeconv.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segdeconv.training.base_data import RunData
 from segdeconv.training.loading import (
-    EvalBatches,
     EvalSampler,
     SeededSamples,
     TrainBatches,
@@ -188,15 +187,20 @@ class ClassificationData(RunData):
 
     def val_dataloader(self, count: int | None = None) -> Iterable[dict[str, Any]]:
         """Validation images in order (the first ``count``; None: all), each in one process only."""
-        samples, size, processes = self.val_set, self.val_batch_size, rank_and_world_size()
+        samples, processes = self.val_set, rank_and_world_size()
         if isinstance(samples, Shards):
             return ValStream(samples, self, count)
         length = len(samples) if count is None else count
+        return self.val_batches(EvalSampler(length, *processes).indices)
+
+    def val_batches(self, indices: Sequence[int]) -> Iterable[dict[str, Any]]:
+        """Batches of some validation images, in that order; not of shards, which are streamed."""
+        samples, size = self.val_set, self.val_batch_size
         if isinstance(samples, ImageArrays):
-            batches = EvalBatches(length, size, *processes)
-            return make_loader(samples, batches, None, self.num_workers, False)
-        sampler = EvalSampler(length, *processes)
-        return make_loader(SeededSamples(samples), sampler, size, self.num_workers, False)
+            keys = [(indices[at : at + size], None) for at in range(0, len(indices), size)]
+            return make_loader(samples, keys, None, self.num_workers, False)
+        singles = [(index, 0) for index in indices]
+        return make_loader(SeededSamples(samples), singles, size, self.num_workers, False)
 
     def problems(self, samples: Any) -> list[str]:
         """What is wrong with some of the samples, read from their files."""

@@ -143,6 +143,12 @@ class ConfigParser:
                 f"{folder} is a run of task {own}, and this tool is for {task}; tools/eval.py "
                 f"takes both, and tools/train.py --model.weights {weights} starts from its encoder"
             )
+        given, source = last_given(list(with_bases(changes)), "task", own)
+        if given != own:
+            raise UsageError(
+                f"{source}: task is {given!r}, but {folder} is a run of task {own}, which cannot "
+                "change; leave it out"
+            )
         return folder, self.read_run(folder, changes)
 
     def write(self, config: Namespace) -> str:

@@ -15,6 +15,7 @@ from segdeconv.training.mistakes import UsageError
 
 PREDICTION_HELP = """\
   --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
+  --onnx FILE                 run this ONNX file instead of the weights (needs onnxruntime)
   --device auto               cpu, cuda, cuda:1, …; auto takes a GPU if there is one
   --tta                       scales 0.5 to 1.75 and mirror images; probabilities are averaged
   --scales 0.75 1 1.25        these scales; --flip for mirror images

@@ -11,20 +11,33 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from segdeconv.data.labels import LabelSet
-from segdeconv.inference import Prediction, evaluate
+from segdeconv.export import FORMATS
+from segdeconv.export import load_network as load_exported
+from segdeconv.inference import Model, OnnxModel, Prediction, evaluate
 from segdeconv.models import ClassificationModel, SegmentationModel
-from segdeconv.models.pretrained import WEIGHTS, is_pretrained
+from segdeconv.models.pretrained import WEIGHTS, is_exported, is_pretrained
 from segdeconv.report import Evaluation, Observer
 from segdeconv.training.base_task import Network
 from segdeconv.training.classification import ClassificationTask, build_classifier
 from segdeconv.training.classification_data import ClassificationData
 from segdeconv.training.cli import ConfigParser
 from segdeconv.training.data_module import SegmentationData
+from segdeconv.training.prediction_files import (
+    about_files_alone,
+    can_be_scored,
+    compare_officially,
+    predictions_folder,
+)
 from segdeconv.training.prediction_options import prediction_of, short_name
-from segdeconv.training.processes import wait_for_all
 from segdeconv.training.ranges import check_ranges
-from segdeconv.training.reporting import look, only_warning, peak_memory
-from segdeconv.training.run_folder import check_fit, check_writable, environment, read_weights
+from segdeconv.training.reporting import (
+    classified,
+    look,
+    observer_of,
+    only_warning,
+    peak_memory,
+)
+from segdeconv.training.run_folder import check_fit, environment, read_weights
 from segdeconv.training.task import NetworkOptions, build_network
 
 
@@ -38,13 +51,14 @@ def evaluate_run(
     Args:
         parser: What read the configuration.
         config: A run's configuration, with checkpoint, split, limit, device, save_predictions,
-            report ("none" if none is wanted) and the options of
+            official, report ("none" if none is wanted) and the options of
             `segdeconv.training.prediction_options`.
         folder: The run's folder.
         rank: Number of this process; the first one shows progress.
 
     Returns:
         A table to print, everything as JSON types, and what a report shows, of the first process.
+        Of a split without labels there are files of predictions, and neither scores nor a report.
 
     Raises:
         ValueError: If weights or data do not fit the configuration.
@@ -52,19 +66,25 @@ def evaluate_run(
     check_ranges("", {"limit": config.limit}, limit="1 or more")
     if config.task == "classification":
         return _evaluate_classifier(parser, config, folder, rank)
-    if config.save_predictions:
-        check_empty(Path(config.save_predictions))
-        check_writable(Path(config.save_predictions), folder=True)
-        wait_for_all()  # before one of the processes writes into it
+    with predictions_folder(config, rank) as predictions:
+        return _evaluate_segmentation(parser, config, folder, rank, predictions)
+
+
+def _evaluate_segmentation(
+    parser: ConfigParser, config: Namespace, folder: Path, rank: int, predictions: Path | None
+) -> tuple[str, dict[str, Any], Evaluation | None]:
+    """`evaluate_run` of a segmentation network, with a folder for files if they are wanted."""
     settings = prediction_of(config)
     config.data.val_split = config.split or config.data.val_split
     built = parser.instantiate(config)
     data: SegmentationData = built.data
-    device = pick_device(config.device)
-    path = checkpoint_path(folder, config.checkpoint)
-    network = load_network(built.model, data.label_set, path).to(device)
     images = min(config.limit or len(data.val_set), len(data.val_set))
+    scorable = can_be_scored(config, data.val_set, images)
+    config.report = config.report if scorable else "none"
+    device = pick_device(config.device)
+    network, path = open_network(config, built, data.label_set, folder, device)
     observer = Observer(data.label_set.num_classes, data.val_set.ignore_index)
+    observed = config.report != "none"
     started = time.monotonic()
     scores = evaluate(
         network,
@@ -76,21 +96,27 @@ def evaluate_run(
         ),
         data.label_set,
         device,
-        Path(config.save_predictions) if config.save_predictions else None,
+        predictions,
         settings,
-        None if config.report == "none" else observer,
+        observer if observed else None,
     )
     facts = _speed(images, started)
     record = _about(config, folder, path, images, settings, device)
-    record |= {"resize": data.val_resize, **scores.to_dict(data.label_set.class_names)}
-    evaluation = None
-    if config.report != "none":
+    record |= {"resize": data.val_resize, "predictions": config.save_predictions}
+    if not scorable:
+        return about_files_alone(config), record, None
+    record |= scores.to_dict(data.label_set.class_names)
+    table, evaluation = scores.table(data.label_set.class_names), None
+    if observed:
         observer.gather()
-        if rank == 0:
-            seen = f"all {images} images of {record['split']}"
-            with only_warning():
-                evaluation = look(observer, network, data, device, seen, facts, record, settings)
-    return scores.table(data.label_set.class_names), record, evaluation
+    if config.official and predictions and rank == 0:
+        record["official"], text = compare_officially(scores, data.val_set, images, predictions)
+        table += f"\n\n{text}"
+    if observed and rank == 0:
+        seen = f"all {images} images of {record['split']}"
+        with only_warning():
+            evaluation = look(observer, network, data, device, seen, facts, record, settings)
+    return table, record, evaluation
 
 
 def _speed(images: int, started: float) -> dict[str, str]:
@@ -128,19 +154,21 @@ def _evaluate_classifier(
 ) -> tuple[str, dict[str, Any], Evaluation]:
     """`evaluate_run` of a classifier: images as in validation, one forward each."""
     settings = prediction_of(config)
-    if replace(settings, precision="float32") != Prediction() or config.save_predictions:
+    for_segmentation = config.save_predictions or config.official or config.onnx
+    if replace(settings, precision="float32") != Prediction() or for_segmentation:
         raise ValueError(
-            "windows, scales, mirror images and saved predictions are for segmentation; of a "
-            "classifier only --split, --limit, --checkpoint, --device and --precision can be said"
+            "windows, scales, mirror images, saved predictions, --official and --onnx are for "
+            "segmentation; of a classifier only --split, --limit, --checkpoint, --device and "
+            "--precision can be said"
         )
     config.data.val_split = config.split or config.data.val_split
     built = parser.instantiate(config)
     data: ClassificationData = built.data
     device = pick_device(config.device)
-    path = checkpoint_path(folder, config.checkpoint)
-    task = ClassificationTask(load_classifier(built, path), data.label_set).eval().to(device)
+    classifier, path = _open_classifier(config, built, folder)
+    task = ClassificationTask(classifier, data.label_set).eval().to(device)
     images = min(config.limit or len(data.val_set), len(data.val_set))
-    batches = data.val_dataloader(images)
+    batches, observer = data.val_dataloader(images), observer_of(data)
     started = time.monotonic()
     half = settings.precision != "float32"
     dtype = getattr(torch, settings.precision) if half else None
@@ -148,13 +176,60 @@ def _evaluate_classifier(
         for batch in tqdm(
             batches, desc=config.data.val_split, unit="batch", disable=rank > 0 or None
         ):
-            task.score_batch({name: batch[name].to(device) for name in ("image", "label")})
+            labels = batch["label"].to(device)
+            logits = task(batch["image"].to(device)).float()
+            task.score_logits(logits, labels)
+            if config.report != "none":
+                observer(batch["name"], batch["image"], logits, labels)
     task.cpu()  # processes add up their counts in main memory
     scores = task.compute_scores()
     record = _about(config, folder, path, images, settings, device)
     record |= {"loss": float(task.val_loss.compute()), **scores.to_dict(data.label_set.class_names)}
-    evaluation = Evaluation(record, facts=_speed(images, started))
+    observer.gather()
+    which = f"all {images} images of {record['split']}"
+    evaluation = classified(observer, which, _speed(images, started), record)
     return scores.table(data.label_set.class_names), record, evaluation
+
+
+def _open_classifier(
+    config: Namespace, built: Namespace, folder: Path
+) -> tuple[ClassificationModel, Path]:
+    """`open_network` of a classifier, which is never an ONNX file."""
+    if is_exported(folder):
+        model = load_exported(folder)
+        assert isinstance(model, ClassificationModel)
+        return model.eval(), folder / FORMATS["safetensors"]
+    path = checkpoint_path(folder, config.checkpoint)
+    return load_classifier(built, path), path
+
+
+def open_network(
+    config: Namespace, built: Namespace, label_set: LabelSet, folder: Path, device: torch.device
+) -> tuple[Model, Path]:
+    """What segments the images of an evaluation or a prediction, and the file that it comes from.
+
+    Args:
+        config: With checkpoint and onnx.
+        built: The objects that the configuration describes.
+        label_set: Classes of the data.
+        folder: Of a run, of `save_pretrained`, or of a folded network, of which the weights are
+            taken before the ONNX file.
+        device: Where it is to run.
+
+    Raises:
+        ValueError: There is no such file, or it does not fit.
+    """
+    onnx = Path(config.onnx) if config.onnx else None
+    if is_exported(folder) and onnx is None:
+        weights = folder / FORMATS["safetensors"]
+        if weights.is_file():
+            return load_exported(folder).to(device), weights
+        onnx = folder / FORMATS["onnx"]
+    if onnx is not None:
+        model = OnnxModel(onnx, device)
+        return model, model.path
+    path = checkpoint_path(folder, config.checkpoint)
+    return load_network(built.model, label_set, path).to(device), path
 
 
 def load_network(options: NetworkOptions, label_set: LabelSet, path: Path) -> SegmentationModel:
@@ -192,7 +267,15 @@ def with_weights(network: Network, path: Path) -> Network:
 
 
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:
-    """File that "best", "last" or a path stands for."""
+    """File that "best", "last" or a path stands for.
+
+    Raises:
+        ValueError: The folder holds a folded network, which has no checkpoints.
+    """
+    if is_exported(folder):
+        raise ValueError(
+            f"{folder} holds a folded network, to run and not to change; name the run it came from"
+        )
     if checkpoint == "best":
         return folder / (WEIGHTS if is_pretrained(folder) else "weights.safetensors")
     return folder / "checkpoints" / "last.ckpt" if checkpoint == "last" else Path(checkpoint)
@@ -210,24 +293,12 @@ def result_name(record: dict[str, Any], config: Namespace, own: Namespace) -> st
     if config.limit:
         name += f"_first{record['images']}"
     mode = short_name(prediction_of(config))
+    name += "_onnx" if config.onnx else ""
     name += f"_{mode}" if mode else ""
     size = record.get("resize")  # a classifier's images have always the size of its validation
     if config.task == "segmentation" and size != (own.data.val_resize or own.data.resize):
         name += "_{}x{}".format(*size) if size else "_full_size"
     return f"{name}.json"
-
-
-def check_empty(folder: Path) -> None:
-    """Predictions go into a folder of their own, where they replace nothing.
-
-    Raises:
-        ValueError: If something is in it.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"--save-predictions {folder}: the folder is not empty, and nothing is overwritten; "
-            "give a new one"
-        )
 
 
 def pick_device(name: str) -> torch.device:

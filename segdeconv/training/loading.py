@@ -104,21 +104,6 @@ class EvalSampler(Sampler[tuple[int, int]]):
         return iter([(index, 0) for index in self.indices])
 
 
-class EvalBatches(EvalSampler):
-    """(indices, None) of each batch, for data sets that give whole batches; the last is smaller."""
-
-    def __init__(self, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(length, rank, world_size)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Any]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield list(self.indices[start : start + self.batch_size]), None
-
-
 class SeededSamples(Dataset[dict[str, Any]]):
     """A data set that is asked for (index, seed), and draws its augmentation from that seed."""
 

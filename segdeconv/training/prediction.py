@@ -14,11 +14,11 @@ from segdeconv.data.folder import classes_file
 from segdeconv.data.labels import CAMVID, CITYSCAPES, LabelSet, load_label_set
 from segdeconv.data.media import Source, Video, find_sources, video_writer
 from segdeconv.data.readers import ImageArray, LabelArray, read_image
-from segdeconv.inference import Model, OnnxModel, Prediction, predict
-from segdeconv.models.pretrained import is_pretrained
+from segdeconv.inference import Model, Prediction, predict
+from segdeconv.models.pretrained import is_exported, is_pretrained
 from segdeconv.pictures import colour_mask, encode, overlay, side_by_side
 from segdeconv.training.cli import ConfigParser
-from segdeconv.training.evaluation import checkpoint_path, load_network, pick_device
+from segdeconv.training.evaluation import open_network, pick_device
 from segdeconv.training.prediction_options import prediction_of
 from segdeconv.training.publishing import labels_of
 from segdeconv.training.run_folder import check_writable, write_new
@@ -83,7 +83,7 @@ def choose_label_set(data: Namespace, palette: str | None, folder: Path) -> Labe
     Raises:
         ValueError: If the palette is of another number of classes than the run.
     """
-    published = is_pretrained(folder)
+    published = is_pretrained(folder) or is_exported(folder)
     own = labels_of(folder) if published else LABEL_SETS.get(data.dataset)
     if palette is not None:
         chosen = PALETTES.get(palette) or load_label_set(palette)
@@ -114,12 +114,7 @@ def make_predictor(
     """
     settings, device = prediction_of(config), pick_device(config.device)
     built = parser.instantiate(config)
-    model: Model
-    if config.onnx:
-        model = OnnxModel(Path(config.onnx), device)
-    else:
-        path = checkpoint_path(folder, config.checkpoint)
-        model = load_network(built.model, label_set, path).to(device)
+    model, _ = open_network(config, built, label_set, folder, device)
     return partial(predict_image, model, built.data.eval_transform(), settings, device)
 
 

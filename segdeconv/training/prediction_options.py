@@ -13,6 +13,7 @@ def add_prediction_options(parser: Any) -> None:
     add = parser.add_argument
     add("--checkpoint", type=str, default="best", help="best, last, or a file")
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
+    add("--onnx", type=str | None, help="ONNX file in place of the weights")
     add("--tta", action="store_true", help="scales 0.5 to 1.75 and mirror images")
     add("--scales", type=float, nargs="+", help="sizes at which images are seen")
     add("--flip", action="store_true", help="see images mirrored, too")

@@ -3,8 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -35,3 +38,11 @@ def wait_for_all() -> None:
     """Go on when every process has come here."""
     if rank_and_world_size()[1] > 1:
         dist.barrier()
+
+
+def of_first(value: T) -> T:
+    """The first process's ``value``, in every process."""
+    box = [value]
+    if rank_and_world_size()[1] > 1:
+        dist.broadcast_object_list(box)
+    return box[0]

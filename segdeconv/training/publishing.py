@@ -1,6 +1,7 @@
 """From a run to what is worth knowing of its weights; from a published folder to a run's options.
 
-A folder of `save_pretrained` stands in for a run: tools/predict.py, eval.py and export.py take one.
+A folder of `save_pretrained` stands in for a run: tools/predict.py, eval.py and export.py take one;
+the first two take a folder of a folded network, too.
 """
 
 import json
@@ -12,7 +13,7 @@ from jsonargparse import Namespace
 
 from segdeconv.data import CLASSIFICATION_DATASETS, DATASETS
 from segdeconv.data.labels import Label, LabelSet
-from segdeconv.models.pretrained import About, is_pretrained, read_config
+from segdeconv.models.pretrained import About, is_exported, is_pretrained, read_config
 from segdeconv.report.records import validation_limit
 from segdeconv.training.base_task import Classes
 
@@ -45,12 +46,13 @@ def about_run(
     Args:
         config: The run's configuration, with ``checkpoint``: "best", "last" or a file, whose scores
             are not known.
-        folder: The run's folder, or one of `save_pretrained`, which knows all this.
+        folder: The run's folder, or one of `save_pretrained` or of a folded network, which knows
+            all this.
         classes: Its classes.
         normalization: Mean and standard deviation of its images.
     """
-    if is_pretrained(folder):
-        return About(**read_config(folder)["about"])
+    if is_pretrained(folder) or is_exported(folder):
+        return About(**read_config(folder, exported=True)["about"])
     data, (mean, std) = config.data, normalization
     height_and_width: dict[str, list[int] | None] = {"crop_size": None, "resize": None}
     if isinstance(classes, LabelSet):
@@ -130,14 +132,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def run_arguments(folder: Path) -> list[str]:
-    """The command line that describes a run, or a folder of `save_pretrained` as if it were one.
+    """The command line that describes a run, or a published or exported folder as if it were one.
 
     Raises:
         ValueError: The folder is damaged.
     """
     if (folder / "config.yaml").is_file():
         return ["--config", str(folder / "config.yaml")]
-    content = read_config(folder)
+    content = read_config(folder, exported=True)
     task, about, arguments = content["task"], About(**content["about"]), dict(content["model"])
     model = {key: arguments.pop(key) for key in _MODEL[task] if key in arguments}
     size: Any = about.crop_size
@@ -154,12 +156,12 @@ def run_arguments(folder: Path) -> list[str]:
 
 
 def labels_of(folder: Path) -> LabelSet | None:
-    """The classes that a folder of `save_pretrained` names; None if it names none.
+    """The classes that a published or exported folder names; None if it names none.
 
     Raises:
         ValueError: They are not those of its network.
     """
-    content = read_config(folder)
+    content = read_config(folder, exported=True)
     about, count = About(**content["about"]), content["model"].get("num_classes")
     if not about.classes:
         return None

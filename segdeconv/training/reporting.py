@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from segdeconv.data.labels import LabelSet
+from segdeconv.data.shards import Shards
 from segdeconv.inference import WHOLE, Model, Prediction, predict, predict_with_confidence
 from segdeconv.report import (
+    ClassificationObserver,
     Evaluation,
     Example,
     Observer,
@@ -25,6 +27,7 @@ from segdeconv.report import (
     render_report,
 )
 from segdeconv.training.base_data import RunData
+from segdeconv.training.classification_data import ClassificationData
 from segdeconv.training.data_module import SegmentationData
 from segdeconv.training.loading import SeededSamples, make_loader
 from segdeconv.training.mistakes import sentence
@@ -62,12 +65,14 @@ def report_training(folder: Path, network: nn.Module, data: RunData, device: tor
         device: Where to run it.
     """
     with only_warning():
+        network.load_state_dict(read_weights(folder / "weights.safetensors"))
+        network.eval().to(device)
+        # not through __call__: a compiled network would be compiled anew for sizes and batches
         evaluation = None
         if isinstance(data, SegmentationData):
-            network.load_state_dict(read_weights(folder / "weights.safetensors"))
-            network.eval().to(device)
-            # not through __call__: a compiled network would be compiled anew for sizes and batches
             evaluation = _look_at_some(network.forward, data, device)
+        elif isinstance(data, ClassificationData):
+            evaluation = _classify_some(network.forward, data, device)
         write_report(folder / "report.html", folder, evaluation)
         print(f"report: {folder / 'report.html'}")
 
@@ -93,10 +98,59 @@ def _look_at_some(model: Model, data: SegmentationData, device: torch.device) ->
         seen += len(batch["name"])
         if time.monotonic() - started > SECONDS:
             break
-    seconds = time.monotonic() - started
-    which = f"{seen} of {len(samples)} images of {data.splits['val']}, drawn at random"
-    facts = {"evaluation": f"{seen / seconds:.3g} images/s, {which}, loading included"}
-    return look(observer, model, data, device, which, {**facts, **peak_memory()})
+    which, facts = _seen(seen, started, data)
+    return look(observer, model, data, device, which, facts)
+
+
+def _seen(count: int, started: float, data: RunData) -> tuple[str, dict[str, str]]:
+    """Which validation images were seen, and how fast, in words."""
+    seconds, total = time.monotonic() - started, len(data.val_set)
+    which = f"{count} of {total} images of {data.splits['val']}"
+    which += ", the first ones" if isinstance(data.val_set, Shards) else ", drawn at random"
+    if count == total:
+        which = f"all {total} images of {data.splits['val']}"
+    facts = {"evaluation": f"{count / seconds:.3g} images/s, {which}, loading included"}
+    return which, {**facts, **peak_memory()}
+
+
+@torch.no_grad()
+def _classify_some(model: Model, data: ClassificationData, device: torch.device) -> Evaluation:
+    """What a classifier says of validation images in a random order, for a minute at most."""
+    samples, observer = data.val_set, observer_of(data)
+    if isinstance(samples, Shards):
+        batches = data.val_dataloader()
+    else:
+        order = np.random.default_rng(0).permutation(len(samples))
+        batches = data.val_batches(order.tolist())
+    seen, started = 0, time.monotonic()
+    for batch in batches:
+        observer(batch["name"], batch["image"], model(batch["image"].to(device)), batch["label"])
+        seen += len(batch["label"])
+        if time.monotonic() - started > SECONDS:
+            break
+    which, facts = _seen(seen, started, data)
+    return classified(observer, which, facts)
+
+
+def observer_of(data: ClassificationData) -> ClassificationObserver:
+    """What watches a classifier of these data."""
+    return ClassificationObserver(data.label_set.class_names, *data.mean_and_std(), EXAMPLES)
+
+
+def classified(
+    observer: ClassificationObserver,
+    seen: str,
+    facts: Mapping[str, str],
+    record: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """What a report shows of the evaluation of a classifier; arguments as those of `look`."""
+    examples = {
+        "Wrong, the surest first": observer.wrong,
+        "Right, the surest first": observer.right,
+    }
+    return Evaluation(
+        record or {}, observer.calibration, seen=seen, facts=facts, classified=examples
+    )
 
 
 def look(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdeconv.registry import suggest
 from segdeconv.tables import markdown_table, mean_and_stdev, percent
 from segdeconv.training.grid import Job, curve
 
@@ -108,6 +109,33 @@ def cells(
         for network in networks
         for operator in operators
     ]
+
+
+def check_names(
+    networks: Sequence[str], operators: Sequence[str], arguments: Sequence[str]
+) -> None:
+    """Look at what runs are made of, before the first of them is.
+
+    Args:
+        networks: Their names.
+        operators: Rows of `segdeconv.operators.OPERATORS`, or "released".
+        arguments: Those of tools/train.py for one of the runs.
+
+    Raises:
+        ValueError: No such network or operator, or a key that does not exist.
+    """
+    from segdeconv.models.classification import check_name
+    from segdeconv.operators import OPERATORS
+    from segdeconv.training.cli import ConfigParser
+
+    small_input = ConfigParser().read(arguments).model.small_input
+    for network in networks:
+        check_name(network, small_input)
+    known = [*OPERATORS, "released"]
+    for operator in operators:
+        if operator not in known:
+            rest = suggest(operator, known, f"known: {', '.join(known)}")
+            raise ValueError(f"unknown operator {operator!r}; {rest}")
 
 
 def result(cell: Cell, job: Job, judged_by: str) -> dict[str, Any]:

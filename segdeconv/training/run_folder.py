@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from segdeconv.models.pretrained import is_exported, is_pretrained
 from segdeconv.models.weights import best_fit, has_statistics, is_whitened, plain_tensors
 from segdeconv.training.command_line import check_run
 from segdeconv.training.mistakes import WriteError
@@ -261,6 +262,17 @@ def find_run(output_dir: Path, run: str) -> Path:
         return saved[-1]
     check_run(Path(run))
     return Path(run)
+
+
+def results_folder(folder: Path) -> Path:
+    """Where results about a run go: into its folder.
+
+    Folders of `save_pretrained` and exported networks are there to be handed on, so theirs are put
+    beside them.
+    """
+    if not (is_pretrained(folder) or is_exported(folder)):
+        return folder
+    return Path(os.path.normpath(folder / "..")) / f"{folder.resolve().name}_results"
 
 
 def environment(seed: int) -> dict[str, Any]:

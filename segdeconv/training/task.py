@@ -7,12 +7,11 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segdeconv.data.labels import LabelSet
-from segdeconv.inference import resize_logits
+from segdeconv.inference import largest, resize_logits
 from segdeconv.losses import SegmentationLoss
-from segdeconv.metrics import SegmentationScores, scores_from_confusion
+from segdeconv.metrics import ConfusionMatrix, SegmentationScores, scores_from_confusion
 from segdeconv.models import SegmentationModel, create_model
 from segdeconv.training.base_task import Batch, Task, prepare
 from segdeconv.training.data_module import SegmentationData
@@ -140,9 +139,7 @@ class SegmentationTask(Task):
         self.loss = SegmentationLoss(
             loss.terms, label_set.ignore_index, loss.class_weights, loss.options
         )
-        self.confusion = MulticlassConfusionMatrix(
-            label_set.num_classes, ignore_index=label_set.ignore_index, validate_args=False
-        )
+        self.confusion = ConfusionMatrix(label_set.num_classes, label_set.ignore_index)
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Loss of the logits, and of the auxiliary ones if there are some."""
@@ -158,7 +155,7 @@ class SegmentationTask(Task):
         mask = batch["mask"]
         logits = resize_logits(self(batch["image"]), mask.shape[-2:])
         self.add_val_loss(self.loss(logits, mask), len(mask))
-        self.confusion.update(logits.max(1).indices, mask)  # argmax is slower on CPU
+        self.confusion.update(largest(logits)[1], mask)
 
     def compute_scores(self) -> SegmentationScores:
         """Scores of the whole set, from one confusion matrix."""

@@ -34,6 +34,7 @@ from segdeconv.whitening.roots import (
 )
 from segdeconv.whitening.sampling import (
     FlatGrid,
+    Gram,
     PatchGrid,
     RowGrid,
     Sampling,
@@ -48,6 +49,7 @@ __all__ = [
     "Backend",
     "Blocks",
     "FlatGrid",
+    "Gram",
     "PatchGrid",
     "Polynomial",
     "RowGrid",

@@ -57,13 +57,15 @@ class Blocks:
             return columns.view(self.size, self.num, -1).transpose(0, 1)
         return columns.view(self.num, self.size, -1)
 
-    def mean(self, columns: Tensor) -> Tensor:
-        """(C x taps, S) -> (1 or G, D)."""
+    def mean(self, columns: Tensor, dtype: torch.dtype) -> Tensor:
+        """(C x taps, S) -> (1 or G, D), summed in ``dtype``."""
         split = self._split(columns)
-        return split.mean((0, 2))[None] if self.share == "both" else split.mean(-1)
+        if self.share == "both":
+            return split.mean((0, 2), dtype=dtype)[None]
+        return split.mean(-1, dtype=dtype)
 
     def centre_(self, columns: Tensor, mean: Tensor) -> Tensor:
-        """Subtract a mean (1 or G, D) from each column, in place."""
+        """Subtract a mean (1 or G, D) from each column, in place; rounded once, after that."""
         self._split(columns).sub_(mean[..., None])
         return columns
 

@@ -21,11 +21,17 @@ from torch.autograd.function import once_differentiable
 
 from segdeconv.whitening.blocks import Blocks
 from segdeconv.whitening.roots import MAX_STEPS_IN_SINGLE
-from segdeconv.whitening.sampling import PatchGrid, add_moments_gradient, centred_columns
+from segdeconv.whitening.sampling import (
+    PatchGrid,
+    add_moments_gradient,
+    centred_columns,
+    moments_of_shifted,
+)
 
 LARGEST_ROOT = 64  # a program holds whole matrices in registers
 TILE = 64  # columns of a tile of the Gram matrix, at most
 ROWS = 32  # samples it takes in at a time
+BACKWARD_STAGES = 2  # 80 KiB of shared memory; triton's 3 take 113, where some cards have 99
 PROGRAMS = 1024  # aimed at; a constant, as the order of the sums must not depend on the device
 
 
@@ -128,7 +134,7 @@ def fused_inverse_root(covariance: Tensor, n_iter: int = 5) -> Tensor:
         ValueError: The matrices or steps are none the kernel is for.
     """
     size = covariance.shape[-1]
-    if size > LARGEST_ROOT or n_iter > MAX_STEPS_IN_SINGLE or covariance.dtype != torch.float32:
+    if not fits_fused_root(covariance, n_iter):
         raise ValueError(
             f"the Triton kernel takes float32 matrices of up to {LARGEST_ROOT} columns and up to "
             f"{MAX_STEPS_IN_SINGLE} steps, not {covariance.dtype}, {size} columns, n_iter={n_iter};"
@@ -137,6 +143,12 @@ def fused_inverse_root(covariance: Tensor, n_iter: int = 5) -> Tensor:
     _require_gpu(covariance)
     root: Tensor = torch.ops.segdeconv.fused_root(covariance.reshape(-1, size, size), n_iter)
     return root.view(covariance.shape)
+
+
+def fits_fused_root(covariance: Tensor, n_iter: int) -> bool:
+    """Whether `fused_inverse_root` takes such matrices and steps."""
+    small = covariance.shape[-1] <= LARGEST_ROOT and n_iter <= MAX_STEPS_IN_SINGLE
+    return small and covariance.dtype == torch.float32
 
 
 def _require_gpu(tensor: Tensor) -> None:
@@ -391,13 +403,9 @@ class _PatchMoments(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         sums, gram = patch_gram(x, grid, blocks, shift)
         rows = grid.count(x.shape)
-        from_shift = sums / blocks.rows_per_mean(rows)
-        outer = from_shift[:, :, None] * from_shift[:, None, :]
-        if blocks.num_roots < blocks.num_means:
-            outer = outer.mean(0, keepdim=True)
-        covariance = gram / (rows * blocks.num // blocks.num_roots) - outer
+        from_shift, second_moment = sums / blocks.rows_per_mean(rows), gram / blocks.rows(rows)
+        mean, covariance = moments_of_shifted(shift, from_shift, second_moment, blocks)
         covariance.diagonal(dim1=-2, dim2=-1).add_(eps)
-        mean = shift + from_shift
         ctx.save_for_backward(x, mean)
         ctx.grid, ctx.blocks = grid, blocks
         return x.view_as(x), mean, covariance
@@ -411,8 +419,7 @@ class _PatchMoments(torch.autograd.Function):
         grid, blocks = ctx.grid, ctx.blocks
         if _apart(grid):
             rows = grid.count(x.shape)
-            samples = rows * blocks.num // blocks.num_roots
-            weight = (grad_covariance + grad_covariance.mT) / samples
+            weight = (grad_covariance + grad_covariance.mT) / blocks.rows(rows)
             offset = grad_mean / blocks.rows_per_mean(rows)
             grad_x = _add_gram_gradient(grad_x, x, mean, weight, offset, grid, blocks)
         else:
@@ -535,6 +542,7 @@ def _patch_gram_backward(
         means,
         len(weight),
         tuple(grid),
+        num_stages=BACKWARD_STAGES,
         **tiling,
     )
 

@@ -32,6 +32,17 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return result
 
 
+def product_in_single(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of (M, R, K) and (M, K, C) in 16 bits, with float32 sums and result.
+
+    Elsewhere than on CUDA `torch.bmm` gives no more digits than it is given, so the same numbers
+    are multiplied in float32.  Outside of autograd.
+    """
+    if a.device.type == "cuda":
+        return torch.bmm(a, b, out_dtype=torch.float32)
+    return product(a.float(), b.float())
+
+
 def _onednn_serves(a: Tensor, b: Tensor) -> bool:
     rows, columns = a.shape[1], b.shape[2]
     return (

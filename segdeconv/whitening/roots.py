@@ -47,8 +47,9 @@ def inverse_root(covariance: Tensor, n_iter: int = 5, backend: Backend = "auto")
         covariance: Symmetric positive semidefinite, (..., D, D), float32 or float64, finite.
         n_iter: Newton-Schulz steps; the released code uses 5, and 15 in the first layer.
         backend: "newton_schulz" iterates; "eigh" applies the same scalar function to eigenvalues;
-            "triton" iterates in one CUDA kernel, for float32, D up to 64 and few steps; "auto"
-            takes the faster of the first two for the device and size.  These agree to rounding.
+            "triton" iterates in one CUDA kernel where the matrices fit it (float32, D up to 64, few
+            steps), and else is "newton_schulz"; "auto" takes the faster of the first two for the
+            device and size.  These agree to rounding.
             "fitted" is the closest polynomial with fewer products, off by 1e-4 in the standard
             deviation after whitening and by up to 5e-3 in the gradient; "fitted_qq" and the like
             name one, see `POLYNOMIALS` for the error of each.
@@ -57,8 +58,8 @@ def inverse_root(covariance: Tensor, n_iter: int = 5, backend: Backend = "auto")
         D, same shape and precision.
 
     Raises:
-        ValueError: The backend is unknown, or has no polynomial for ``n_iter`` or no kernel for
-            the matrices.
+        ValueError: The backend is unknown, or has no polynomial for ``n_iter``, or it is "triton"
+            and there is no triton or no GPU.
 
     Source: Ye et al. 2020, Algorithm 1.  Backward: the Frechet derivative in product form, and for
     "eigh" divided differences (Daleckii-Krein), neither of which assumes convergence.
@@ -86,12 +87,14 @@ def inverse_root(covariance: Tensor, n_iter: int = 5, backend: Backend = "auto")
 
 def _triton_root(covariance: Tensor, n_iter: int) -> Tensor:
     try:
-        from segdeconv.whitening.kernels import fused_inverse_root
+        from segdeconv.whitening.kernels import fits_fused_root, fused_inverse_root
     except ModuleNotFoundError as error:
         raise ValueError(
             "backend 'triton' needs the package triton, which PyTorch for CUDA on Linux brings; "
             'use backend="auto" here'
         ) from error
+    if not fits_fused_root(covariance, n_iter):
+        return inverse_root(covariance, n_iter, "newton_schulz")
     return fused_inverse_root(covariance, n_iter)
 
 

@@ -7,7 +7,7 @@ that are few beside the activation are kept for the backward; else it gathers th
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segdeconv.whitening.blocks import Blocks
-from segdeconv.whitening.products import product
+from segdeconv.whitening.products import product, product_in_single
 
 Pair = tuple[int, int]
+Gram = Literal["single", "input"]
 
 # A thinned grid keeps this many patches along each axis: fewer would give the border, where part of
 # each patch is padding, too large a share of the rows.  Then it leaves out images, but keeps this
@@ -33,6 +34,8 @@ SMALL_STEPS = 16
 # many bytes anyway.  Kept against gathered again, forward and backward of a layer on one CPU core:
 # 80.6 and 87.2 ms for 64 to 128 channels at 128 x 32 x 32, 26.8 and 28.2 for a 1x1 shortcut.
 KEPT_SHARE, KEPT_BYTES = 1 / 2, 2**20
+
+SHIFT_ROWS = 256  # whose mean is the shift of 16-bit columns: some 1/16 deviation from that of all
 
 
 class Sampling(Protocol):
@@ -311,6 +314,44 @@ def _gram(rows: Tensor) -> Tensor:
     return gram
 
 
+def near_mean(columns: Tensor, blocks: Blocks) -> Tensor:
+    """Mean (1 or G, D) of about `SHIFT_ROWS` of the samples, rounded to their own type.
+
+    So rounded, what lies close to it loses nothing by the subtraction.  The step has no factor in
+    common with the number of samples, and so meets all places of an image: those at the border
+    alone, whose patches are partly padding, would be far off.
+    """
+    samples = columns.shape[1]
+    step = max(1, samples // SHIFT_ROWS)
+    while math.gcd(step, samples) > 1:
+        step += 1
+    return blocks.mean(columns[:, ::step], torch.float32).to(columns.dtype)
+
+
+def moments_of_shifted(
+    shift: Tensor, mean: Tensor, second_moment: Tensor, blocks: Blocks
+) -> tuple[Tensor, Tensor]:
+    """Mean (1 or G, D) and covariance (M, D, D) of columns from those moments less a shift."""
+    outer = mean[:, :, None] * mean[:, None, :]
+    if blocks.num_roots < blocks.num_means:
+        outer = outer.mean(0, keepdim=True)
+    return shift + mean, second_moment - outer
+
+
+def _moments_in_16_bits(x: Tensor, sampling: Sampling, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the columns of a 16-bit activation, multiplied in its own type.
+
+    Shifted before they are rounded, and only inputs are: 16-bit results would not be positive
+    semidefinite.  Centred so, columns are rounded by no more than they were when ``x`` was.
+    """
+    columns = sampling.gather(x, x.dtype)
+    shift = near_mean(columns, blocks)
+    shifted = blocks.centre_(columns, shift)
+    rows = blocks.pool(shifted)
+    second_moment = product_in_single(rows, rows.mT) / rows.shape[-1]
+    return moments_of_shifted(shift, blocks.mean(shifted, torch.float32), second_moment, blocks)
+
+
 def centred_columns(x: Tensor, mean: Tensor, sampling: Sampling, blocks: Blocks) -> Tensor:
     """The sampled columns of ``x`` about a mean (1 or G, D), as (M, D, rows of each matrix)."""
     return blocks.pool(blocks.centre_(sampling.gather(x, mean.dtype), mean))
@@ -325,29 +366,41 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, sampling: Sampling, blocks: Blocks, eps: float, dtype: torch.dtype
+        ctx: Any,
+        x: Tensor,
+        sampling: Sampling,
+        blocks: Blocks,
+        eps: float,
+        dtype: torch.dtype,
+        gram: Gram,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        columns = sampling.gather(x, dtype)
-        mean = blocks.mean(columns)
-        centred = blocks.pool(blocks.centre_(columns, mean))
-        # Not div_: torch 2.11 compiles a result that was changed in place as one without gradient.
-        covariance = _gram(centred) / centred.shape[-1]
+        ctx.sampling, ctx.blocks, ctx.few = sampling, blocks, False
+        if gram == "input" and x.element_size() == 2 and dtype == torch.float32:
+            # The backward gathers again, and is that of unrounded columns.
+            mean, covariance = _moments_in_16_bits(x, sampling, blocks)
+            kept = x
+        else:
+            columns = sampling.gather(x, dtype)
+            mean = blocks.mean(columns, dtype)
+            centred = blocks.pool(blocks.centre_(columns, mean))
+            # Not div_: torch 2.11 compiles a result changed in place as one without gradient.
+            covariance = _gram(centred) / centred.shape[-1]
+            ctx.few = centred.nbytes <= max(KEPT_BYTES, KEPT_SHARE * x.nbytes)
+            kept = centred if ctx.few else x
         covariance.diagonal(dim1=-2, dim2=-1).add_(eps)
-        few = centred.nbytes <= max(KEPT_BYTES, KEPT_SHARE * x.nbytes)
-        ctx.save_for_backward(mean, centred if few else x)
-        ctx.sampling, ctx.blocks, ctx.few = sampling, blocks, few
+        ctx.save_for_backward(mean, kept)
         return x.view_as(x), mean, covariance
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_x: Tensor, grad_mean: Tensor, grad_covariance: Tensor
-    ) -> tuple[Tensor, None, None, None, None]:
+    ) -> tuple[Tensor, None, None, None, None, None]:
         mean, kept = ctx.saved_tensors
         sampling, blocks = ctx.sampling, ctx.blocks
         centred = kept if ctx.few else centred_columns(kept, mean, sampling, blocks)
         grad_x = add_moments_gradient(grad_x, grad_mean, grad_covariance, centred, sampling, blocks)
-        return grad_x, None, None, None, None
+        return grad_x, None, None, None, None, None
 
 
 def add_moments_gradient(
@@ -374,6 +427,7 @@ def sampled_moments(
     blocks: Blocks,
     eps: float = 0.0,
     dtype: torch.dtype | None = None,
+    gram: Gram = "single",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and covariance of each block over the sampled columns of an activation.
 
@@ -383,6 +437,10 @@ def sampled_moments(
         blocks: Layout of the columns and what the blocks share.
         eps: Added to the diagonals.
         dtype: Precision of the statistics, that of ``x`` if None.
+        gram: "single" multiplies columns in ``dtype``; "input" those of a 16-bit ``x`` in its own
+            type, less a shift and with float32 sums, if ``dtype`` is float32.  Each entry of the
+            covariance is then off by at most 2.5 roundings of that type (2**-8 for bfloat16, 2**-11
+            for float16) times the two deviations; gradients are as for "single".
 
     Returns:
         ``x``, which whoever reads it next must take from here and nobody else: the gradient of the
@@ -390,7 +448,7 @@ def sampled_moments(
         covariance (M, D, D) with divisor S (not S - 1).
     """
     result: tuple[Tensor, Tensor, Tensor] = _Moments.apply(
-        x, sampling, blocks, eps, dtype or x.dtype
+        x, sampling, blocks, eps, dtype or x.dtype, gram
     )
     return result
 

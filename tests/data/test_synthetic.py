@@ -109,6 +109,21 @@ def test_label_ids_are_those_of_cityscapes():
     assert {label.name: label.value for label in Label}.items() <= ids.items()
 
 
+def test_single_objects_are_told_apart_and_keep_their_label():
+    canvas = Canvas(Camera((64, 128), 60.0, 1.5, (64.0, 32.0), 0.0), draw_light(Dice(0)))
+    for label, left in ((Label.CAR, -3), (Label.CAR, 0), (Label.PERSON, 3), (Label.POLE, 4)):
+        canvas.begin_object()
+        for low in (0.0, 0.5):  # an object of two surfaces
+            number = canvas.upright(label, (9, 9, 9), 10.0, Material.PLAIN)
+            canvas.fill(number, upright_quad(left, left + 0.8, low, low + 0.5, 10.0))
+    canvas.relabel(Label.PERSON, upright_quad(3.8, 4.2, 0, 1, 10.0))  # still the pole's object
+    instances, labels = canvas.instances([Label.CAR, Label.PERSON]), canvas.labels()
+    assert np.array_equal(np.where(instances < 1000, instances, instances // 1000), labels)
+    assert set(np.unique(instances)) == {Label.SKY, Label.POLE, 26000, 26001, 24000, 24001}
+    sizes = [int((instances == value).sum()) for value in (26000, 26001)]
+    assert abs(sizes[0] - sizes[1]) <= 10 and min(sizes) > 20
+
+
 def test_every_class_occurs_and_the_large_ones_are_large(train_scenes):
     counts = sum(np.bincount(mask.ravel(), minlength=256) for _, mask in train_scenes)
     assert set(np.flatnonzero(counts)) == {*range(19), 255}

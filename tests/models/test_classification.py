@@ -1,7 +1,7 @@
 """Classifiers by name: the paper's ten networks for small images, and those of the libraries."""
 
 import json
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pytest
 import timm
@@ -40,6 +40,7 @@ WITH_BATCHNORM = {  # of the usual CIFAR networks, which the paper's code starts
     "pnasnet_a": 130_646,
     "senet18": 11_260_354,
     "efficientnet_b0": 2_912_089,
+    "vgg11": 9_231_114,
 }
 
 
@@ -89,11 +90,11 @@ def trained(request):
 # --------------------------------------------------------------------------------- the ten networks
 
 
-def test_the_ten_networks_of_the_paper_are_there():
-    assert set(CLASSIFIERS) == set(PAPER)
+def test_the_ten_networks_of_the_paper_are_there_and_vgg11():
+    assert set(CLASSIFIERS) == {*PAPER, "vgg11"}
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", PAPER)
 def test_with_whitening_the_parameters_are_those_of_the_paper(name):
     assert parameters(as_released(name)) / 1e6 == pytest.approx(
         PAPER[name], abs=0.01
@@ -115,7 +116,7 @@ def test_logits_come_from_images_of_any_channels_and_size(name, channels, height
     assert logits.shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", PAPER)  # vgg11 pools behind its first convolution anywhere
 def test_the_stem_has_stride_1_and_nothing_pools_before_the_first_block(name):
     model = with_batchnorm(name)
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
@@ -158,7 +159,7 @@ def test_the_released_options_find_their_layers(name):
     model = as_released(name)
     steps = {m.settings.n_iter for m in model.modules() if isinstance(m, Deconv2d)}
     first = next(m for m in model.modules() if isinstance(m, Deconv2d))
-    stem = {"vgg16": 15, "resnet18": 5, "densenet121": 5}.get(name, 10)
+    stem = {"vgg16": 15, "vgg11": 15, "resnet18": 5, "densenet121": 5}.get(name, 10)
     assert first.settings.n_iter == stem and first.settings.freeze == (stem > 5)
     others = {"mobilenet_v2": {1, 5}, "resnext29_32x4d": {3, 5}, "efficientnet_b0": set()}
     assert steps == others.get(name, {5}) | {stem}
@@ -218,9 +219,9 @@ def timm_densenet121():
     return network
 
 
-def timm_vgg16():
+def timm_vgg(name):
     with torch.device("meta"):  # its classifier has 120 million parameters
-        features = timm.create_model("vgg16_bn").features
+        features = timm.create_model(name).features
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)
     return nn.Sequential(features.to_empty(device="cpu"), *head)
 
@@ -231,7 +232,8 @@ def timm_vgg16():
         ("resnet18", lambda: stemmed(timm.create_model("resnet18", num_classes=10)), {}),
         ("resnext29_32x4d", timm_resnext29, {}),
         ("densenet121", timm_densenet121, {}),
-        ("vgg16", timm_vgg16, {"features.": "0.", "classifier.": "3."}),
+        ("vgg16", partial(timm_vgg, "vgg16_bn"), {"features.": "0.", "classifier.": "3."}),
+        ("vgg11", partial(timm_vgg, "vgg11_bn"), {"features.": "0.", "classifier.": "3."}),
     ],
 )
 def test_a_network_of_the_libraries_is_theirs(name, build, rename):
@@ -430,6 +432,13 @@ def test_what_does_not_go_is_said_in_one_sentence(arguments, message):
 def test_a_network_of_several_outputs_is_refused():
     with pytest.raises(ValueError, match=r"'googlenet' gives several tensors"):
         on_meta("googlenet")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_are_refused_in_a_sentence(channels):
+    model = on_meta("resnet18", operator="batchnorm")
+    with pytest.raises(ValueError, match=f"images of {channels} channels: the model takes 3"):
+        model(torch.empty(2, channels, 32, 32, device="meta"))
 
 
 def test_a_single_image_is_refused():

@@ -318,3 +318,9 @@ def test_encoders_that_are_said_to_work_leave_out_those_that_are_refused():
 
 def test_an_encoder_that_cannot_be_dilated_is_taken_by_the_shorter_pspnet():
     assert small("pspnet", "vgg11_bn", encoder_depth=3, operator="batchnorm").divisor == 8
+
+
+def test_images_of_other_channels_are_refused_in_a_sentence():
+    words = r"images of 1 channels: the model takes 3; build it with in_channels=1"
+    with pytest.raises(ValueError, match=words):
+        small(operator="batchnorm")(images(2, 1, 32, 32))

@@ -84,6 +84,47 @@ def test_a_training_step_is_captured_as_a_cuda_graph():
     torch.testing.assert_close(graphed(x), layer(x), rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"gram": "input"}, {"preset": "released"}], ids=str)
+def test_a_whole_training_step_replays_as_one_graph(options):
+    def network():
+        torch.manual_seed(0)
+        layers = Deconv2d(3, 16, 3, padding=1, n_iter=15), Deconv2d(16, 8, 3, padding=1, **options)
+        return torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1]).cuda()
+
+    def trainer(net, x):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+
+        def train():
+            optimizer.zero_grad()
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = (net(x).float() - 1).square().mean()
+            loss.backward()
+            optimizer.step()
+
+        return train
+
+    batches = [torch.randn(8, 3, 24, 24, device="cuda") for _ in range(6)]
+    eager, graphed, x = network(), network(), batches[0].clone()
+    usual, step = trainer(eager, y := x.clone()), trainer(graphed, x)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # recorded, not run
+        step()
+    for batch in [batches[0]] * 3:
+        y.copy_(batch), usual()
+    for batch in batches[1:]:
+        y.copy_(batch), usual()
+        x.copy_(batch), graph.replay()
+    state = graphed.state_dict()
+    for name, value in eager.state_dict().items():
+        assert float((state[name] - value).norm()) <= 0.02 * float(value.norm()), name
+
+
 def test_linear_layers_give_the_numbers_of_the_cpu():
     layer = Delinear(128, 10)
     other = copy.deepcopy(layer).cuda()

@@ -4,9 +4,16 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from segdeconv.report import Evaluation, make_example, read_run, render_report
+from segdeconv.report import (
+    ClassificationObserver,
+    Evaluation,
+    make_example,
+    read_run,
+    render_report,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -26,6 +33,50 @@ def address(make_run, known, tmp_path_factory):
     )
     (folder / "report.html").write_text(render_report(read_run(folder), evaluation))
     return (folder / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def gallery(make_run, tmp_path_factory):
+    """The report of a classifier: six mistakes, of red and of blue images, and no hit."""
+    folder = make_run(tmp_path_factory.mktemp("classifier") / "my_run")
+    colours = torch.eye(3)[[0, 2] * 3]
+    images = colours.view(6, 3, 1, 1).expand(-1, -1, 32, 32)
+    long = "a name that is much longer than a picture is wide"
+    observer = ClassificationObserver(("cat", long), (0.0,) * 3, (1.0,) * 3)
+    logits = torch.stack([torch.zeros(6), torch.arange(6, 0, -1)], 1)
+    observer([f"image {n}" for n in range(6)], images, logits, torch.zeros(6, dtype=torch.long))
+    record = {"images": 6, "split": "test", "mode": "whole image", "top1": 0.0}
+    shown = {"Wrong, the surest first": observer.wrong, "Right": observer.right}
+    evaluation = Evaluation(record, observer.calibration, seen="all", classified=shown)
+    (folder / "report.html").write_text(render_report(read_run(folder), evaluation))
+    return (folder / "report.html").as_uri()
+
+
+@pytest.mark.parametrize("width", [360, 1000])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_classifiers_images_are_seen_with_what_was_said_of_them(browser, gallery, scheme, width):
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+    complaints = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(gallery)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    cards = page.locator(".gallery li").all()
+    assert len(cards) == 6
+    for number, card in enumerate(cards):
+        picture = card.locator("img")
+        pixels = np.asarray(Image.open(io.BytesIO(picture.screenshot())).convert("RGB"))
+        height, wide = pixels.shape[:2]
+        assert min(height, wide) >= 90 and abs(height - wide) <= 1  # enlarged, and square
+        assert close(
+            pixels[height // 2, wide // 2],
+            [255 * (number % 2 == c // 2) * (c != 1) for c in range(3)],
+        )
+        texts = [line.bounding_box() for line in card.locator("p").all()]
+        frame = card.bounding_box()
+        assert all(t["x"] + t["width"] <= frame["x"] + frame["width"] for t in texts)
+        assert "truth: cat" in card.inner_text()
+    page.close()
+    assert complaints == []
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The page of a run: every number on it is the run's own, and it needs nothing else."""
 
+import base64
+import io
 import json
 import re
 
@@ -7,8 +9,17 @@ import numpy as np
 import pytest
 import torch
 from bs4 import BeautifulSoup
+from PIL import Image
 
-from segdeconv.report import Evaluation, Observer, make_example, read_run, render_report
+from segdeconv.report import (
+    ClassificationObserver,
+    Evaluation,
+    Observer,
+    make_example,
+    read_run,
+    render_report,
+)
+from segdeconv.report.examples import thumbnail
 from segdeconv.report.figures import Line, draw_lines
 from segdeconv.report.page import duration, percent
 from segdeconv.report.records import validation_limit
@@ -198,6 +209,56 @@ def test_a_classifier_has_its_own_scores(run_folder):
     ]
     assert rows == [["cat", "50.0", "", "33.3"], ["dog", "75.0", "", "66.7"]]
     assert "images of cat predicted as dog" in str(page.select_one(".confusion"))
+
+
+@pytest.fixture
+def classified():
+    """The evaluation of a classifier: 2 mistakes and a hit."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(3, 3, 32, 32, generator=generator), torch.tensor([0, 1, 1])
+    logits = torch.tensor([[0.0, 3.0], [2.0, 0.0], [0.0, 1.0]])
+    observer = ClassificationObserver(("cat", "<i>dog</i>"), (0.0,) * 3, (1.0,) * 3)
+    observer(["image 0", "image <1>", "image 2"], images, logits, labels)
+    record = {"images": 3, "split": "test", "mode": "whole image", "top1": 1 / 3, "top5": 1.0}
+    record |= {"class_accuracy": {"cat": 0.0, "<i>dog</i>": 0.5}, "confusion": [[0, 1], [1, 1]]}
+    shown = {"Wrong": observer.wrong, "Right": observer.right, "Neither": []}
+    return Evaluation(record, observer.calibration, seen="all 3 images", classified=shown)
+
+
+def test_the_page_of_a_classifier_shows_images_with_truth_prediction_and_confidence(
+    run_folder, classified
+):
+    text = render_report(read_run(run_folder), classified)
+    page = BeautifulSoup(text, "html.parser")
+    galleries = page.select("#examples .gallery")
+    shown = [[li.get_text(" ", strip=True) for li in each.select("li")] for each in galleries]
+    assert shown == [
+        ["<i>dog</i> 95.3 % truth: cat", "cat 88.1 % truth: <i>dog</i>"],
+        ["<i>dog</i> 73.1 % right"],
+    ]
+    assert "None." in page.select_one("#examples").get_text()
+    assert "<i>dog" not in text and page.select("script") == []
+    images = page.select("#examples img")
+    for image, each in zip(images, [*classified.classified["Wrong"]], strict=False):
+        data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), each.picture)
+        assert image["alt"] == each.name
+
+
+def test_the_calibration_of_a_classifier_is_one_of_images(run_folder, classified):
+    page = page_of(run_folder, classified)
+    section = page.select_one("#calibration")
+    assert section.select_one("#ece").get_text() == f"{100 * classified.calibration.error:.2f} %"
+    assert "3 images in bins" in section.get_text() and "pixels" not in section.get_text()
+    curve = [(confidence, right) for confidence, right, _ in classified.calibration.curve()]
+    assert np.allclose(points(page, "reliability-0"), curve, atol=2e-3)
+
+
+def test_a_photograph_is_made_small_enough_for_a_page():
+    picture = np.random.default_rng(0).integers(0, 256, (224, 448, 3), np.uint8)
+    kind, _, data = thumbnail(picture).partition(";base64,")
+    assert kind == "data:image/jpeg"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (160, 80)
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "metrics.json", "config.yaml", "surgery.json"])

@@ -55,7 +55,6 @@ def test_what_is_for_segmentation_is_refused(classifier, tool, expect):
         expect(tool("eval", classifier, *options), 1, *words)
     words = ("is a run of task classification, and this tool is for segmentation",)
     expect(tool("predict", classifier, "x.png"), 2, *words)
-    expect(tool("export", classifier), 2, *words)
     expect(tool("check_data", "--config", classifier / "config.yaml"), 2, "for segmentation")
 
 
@@ -68,7 +67,8 @@ def test_its_options_may_change_when_it_goes_on(classifier, tool):
 
 def test_its_task_cannot_change(classifier, tool, expect):
     done = tool("train", "--resume", classifier, "--task", "segmentation")
-    expect(done, 2, "unknown key", "it is one of task classification")
+    expect(done, 2, "command line: task is 'segmentation'", "is a run of task classification")
+    expect(tool("eval", classifier, "--task", "segmentation"), 2, "which cannot change; leave it")
 
 
 def test_its_encoder_starts_a_segmentation(classifier, tool, config_file):
@@ -78,6 +78,35 @@ def test_its_encoder_starts_a_segmentation(classifier, tool, config_file):
     code, out, err = tool("train", "--config", config_file, *options)
     assert code == 0, err
     assert "tensors into the encoder" in out
+
+
+def test_its_exported_encoder_starts_a_segmentation(classifier, tool, config_file, expect):
+    code, out, err = tool("export", classifier, "--what", "encoder", "--unfolded", "--out", "mine")
+    assert code == 0 and "with the names of timm's test_resnet" in out, err
+    about = json.loads(Path("mine/config.json").read_text())
+    assert about["task"] == "classification" and len(about["mean"]) == 3
+    options = ("--model.encoder", "tu-test_resnet", "--model.arch_options", "{}")
+    options += ("--model.operator_options", "{}", "--trainer.max_steps", 1)
+    start = ("train", "--config", config_file, *options, "--model.weights", "mine")
+    code, out, err = tool(*start, "--name", "segments")
+    assert code == 0, err
+    assert "tensors into the encoder" in out
+
+
+def test_it_is_exported_for_others_to_run(classifier, tool):
+    formats = ("--formats", "safetensors", "program")
+    code, out, err = tool("export", classifier, *formats, "--argmax", "--normalize")
+    assert code == 0, err
+    assert "pixels 0 to 255 (N, 3, H, W) -> classes (N,)" in out
+    program = torch.export.load(classifier / "network" / "model.pt2").module()
+    samples = CLASSIFICATION_DATASETS["cifar10"]("data", "test")
+    found = program(samples.images.float())
+    tool("eval", classifier, "--json", "scores.json")
+    scores = json.loads(Path("scores.json").read_text())
+    assert (found == samples.labels).sum().item() / 20 == scores["top1"]
+    code, _, err = tool("eval", classifier / "network", "--data.root", "data", "--json", "it.json")
+    assert code == 0, err
+    assert json.loads(Path("it.json").read_text())["confusion"] == scores["confusion"]
 
 
 def test_it_is_published_evaluated_from_there_and_looked_at(classifier, tool, expect):

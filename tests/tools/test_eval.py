@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import shutil
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from shutil import copytree
 
@@ -23,7 +25,7 @@ from segdeconv.training.mistakes import WriteError, run_tool
 def streets(tmp_path_factory, load_tool):
     """Drawn street scenes as files in the Cityscapes layout."""
     root = tmp_path_factory.mktemp("streets") / "cityscapes"
-    sizes = ["--train", "4", "--val", "3", "--size", "64", "128", "--workers", "0"]
+    sizes = ["--train", "4", "--val", "3", "--test", "2", "--size", "64", "128", "--workers", "0"]
     assert load_tool("make_synthetic").main(["--out", str(root), *sizes]) == 0
     return root
 
@@ -37,8 +39,7 @@ def trained(tool, train_once, streets):
 
 def official_scores(streets, predictions, monkeypatch):
     """The verdict of cityscapesScripts on files of predictions."""
-    # off, as it fails on NumPy 2.4 (np.in1d); it does not touch the scores that are compared
-    monkeypatch.setattr(official.args, "evalInstLevelScore", False)
+    monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # NumPy 2.4 has it no longer
     monkeypatch.setattr(official.args, "JSONOutput", False)
     monkeypatch.setattr(official.args, "quiet", True)
     truths = sorted((streets / "gtFine" / "val").rglob("*_labelIds.png"))
@@ -48,7 +49,7 @@ def official_scores(streets, predictions, monkeypatch):
 
 def same(mine, theirs):
     return theirs is not None and (
-        math.isnan(theirs) if mine is None else mine == pytest.approx(theirs, abs=1e-6)
+        math.isnan(theirs) if mine is None else mine == pytest.approx(theirs, abs=1e-12)
     )
 
 
@@ -59,14 +60,95 @@ def test_the_numbers_are_those_of_cityscapes_scripts_on_the_written_files(
     assert code == 0, err
     mine = json.loads(Path("s.json").read_text())
     theirs = official_scores(streets, Path("predictions"), monkeypatch)
-    assert mine["miou"] == pytest.approx(theirs["averageScoreClasses"], abs=1e-6)
-    assert mine["mean_category_iou"] == pytest.approx(theirs["averageScoreCategories"], abs=1e-6)
+    assert mine["miou"] == pytest.approx(theirs["averageScoreClasses"], abs=1e-12)
+    assert mine["mean_category_iou"] == pytest.approx(theirs["averageScoreCategories"], abs=1e-12)
     wrong = [n for n, iou in mine["class_iou"].items() if not same(iou, theirs["classScores"][n])]
     assert wrong == []
     scores = theirs["categoryScores"]
     assert all(same(iou, scores[name]) for name, iou in mine["category_iou"].items())
     assert len([iou for iou in mine["class_iou"].values() if iou]) >= 3  # there is something to see
     assert f"{100 * mine['miou']:.2f}" in out and f"{100 * mine['pixel_accuracy']:.2f}" in out
+
+
+def temporary_folders():
+    return sorted(Path(tempfile.gettempdir()).glob("predictions-*"))
+
+
+def test_the_official_figures_stand_beside_ours(trained, tool, streets, monkeypatch):
+    before = temporary_folders()
+    given = ("--official", "--slide", "--crop", 40, 50, "--flip")
+    code, out, err = tool("eval", trained, *given, "--json", "s.json", "--report", "none")
+    assert code == 0, err
+    assert temporary_folders() == before and not list(trained.rglob("*.png"))
+    mine = json.loads(Path("s.json").read_text())
+    theirs = mine["official"]
+    assert theirs["script"].startswith("cityscapesScripts 2.")
+    assert theirs["largest_difference"] < 1e-9 and mine["predictions"] is None
+    for name in ("miou", "mean_category_iou"):
+        assert mine[name] == pytest.approx(theirs[name], abs=1e-9)
+    for name in ("class_iou", "category_iou"):
+        assert mine[name] == pytest.approx(theirs[name], abs=1e-9)
+    assert "largest difference of IoU and official: " in out
+    # the same settings again, for files that the script is given by hand
+    tool("eval", trained, *given[1:], "--save-predictions", "kept", "--json", "again.json")
+    direct = official_scores(streets, Path("kept"), monkeypatch)
+    assert theirs["mean_iiou"] == pytest.approx(direct["averageScoreInstClasses"], abs=1e-12)
+    assert 0 < theirs["mean_iiou"] < 1
+    for ours, key in (("class_iiou", "classInstScores"), ("category_iiou", "categoryInstScores")):
+        assert theirs[ours] and all(same(v, direct[key][n]) for n, v in theirs[ours].items())
+    row = next(line.split() for line in out.splitlines() if line.startswith("mean of classes"))
+    assert row[3:] == [
+        f"{100 * value:.2f}" for value in (mine["miou"], theirs["miou"], theirs["mean_iiou"])
+    ]
+
+
+def test_of_a_part_the_script_sees_that_part_and_images_are_not_needed_in_full_size(trained, tool):
+    given = ("--official", "--limit", 2, "--save-predictions", "kept", "--data.val_resize")
+    assert tool("eval", trained, *given, "[32, 64]", "--json", "s.json")[0] == 0
+    assert len(list(Path("kept").iterdir())) == 2
+    record = json.loads(Path("s.json").read_text())
+    assert record["official"]["largest_difference"] < 1e-9 and record["predictions"] == "kept"
+
+
+def test_without_instance_files_the_rest_is_shown(trained, tool, streets):
+    root = Path(copytree(streets, "bare"))
+    for path in root.rglob("*_instanceIds.png"):
+        path.unlink()
+    code, out, err = tool("eval", trained, "--official", "--data.root", root, "--json", "s.json")
+    assert code == 0, err
+    assert "iIoU is left out: 3 of 3 images have no instance file (first: bare/gtFine/" in out
+    assert json.loads(Path("s.json").read_text())["official"]["class_iiou"] == {}
+
+
+def test_a_script_that_fails_takes_no_score_with_it(trained, tool, streets, expect):
+    root = Path(copytree(streets, "odd"))
+    for path in root.rglob("*_instanceIds.png"):
+        Image.new("I;16", (5, 5), 26001).save(path)
+    result = tool("eval", trained, "--official", "--data.root", root, "--json", "s.json")
+    expect(result, 1, "there are no official figures: IndexError")
+    record = json.loads(Path("s.json").read_text())
+    assert "IndexError" in record["official"]["failed"] and record["miou"] > 0
+    assert "cityscapesScripts failed: IndexError" in result[1] and "all pixels" in result[1]
+
+
+def test_a_split_without_labels_gets_predictions_and_no_scores(trained, tool, streets, expect):
+    words = "split test has no labels, so there is nothing to score; for its predictions alone give"
+    expect(tool("eval", trained, "--split", "test"), 1, words)
+    result = tool("eval", trained, "--split", "test", "--save-predictions", "sent", "--official")
+    expect(result, 1, words, "leave --official out")
+    shutil.rmtree(Path(copytree(streets, "bare")) / "gtFine")
+    for root in (streets, "bare"):  # label files of nothing but void, and none at all
+        sent = Path(f"sent_{Path(root).name}")
+        given = ("--split", "test", "--data.root", root, "--save-predictions", sent)
+        code, out, err = tool("eval", trained, *given)
+        assert code == 0, err
+        assert "no scores and no report: split test has no labels" in out
+        assert f"python tools/check_submission.py {sent} --data.root {root} --split test" in out
+        assert {Image.open(path).size for path in sent.iterdir()} == {(128, 64)}
+        assert len(list(sent.iterdir())) == 2
+    record = json.loads((trained / "eval_test_best.json").read_text())
+    assert record["images"] == 2 and "miou" not in record
+    assert not (trained / "eval_test_best.html").exists()
 
 
 def test_the_files_hold_label_ids_and_the_accuracies_are_those_of_the_files(trained, tool, streets):
@@ -148,11 +230,12 @@ def test_two_processes_count_each_of_three_images_once(trained, tool, load_tool)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    both = [str(trained), *options, "--json", "two.json", "--save-predictions", "shown"]
+    both = [str(trained), *options, "--json", "two.json", "--official"]
+    folders = temporary_folders()
     start_processes(evaluate_in, (load_tool, port, both), 2, start_method="fork")
     one, two = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))
     assert one["confusion"] == two["confusion"] and one["images"] == two["images"] == 3
-    assert len(list(Path("shown").iterdir())) == 3
+    assert two["official"]["largest_difference"] < 1e-9 and temporary_folders() == folders
     pages = [
         BeautifulSoup(Path(f"{name}.html").read_text(), "html.parser") for name in ("one", "two")
     ]
@@ -236,6 +319,7 @@ def test_predictions_replace_no_file(small_run, tool, tmp_path, expect):
 def test_mistakes_are_one_sentence(small_run, tool, expect):
     expect(tool("eval", small_run, "--spilt", "val"), 2, "unknown key spilt; did you mean split?")
     expect(tool("eval", small_run, "--split", "vall"), 1, "vall", "train, val, test")
+    expect(tool("eval", small_run, "--official"), 1, "Cityscapes layout, and this is CamVid")
     expect(tool("eval", small_run, "--device", "tpu9"), 1, "no device 'tpu9'", "--device cpu")
     expect(tool("eval", small_run, "--device", "meta"), 1, "no device 'meta'", "--device cpu")
     expect(tool("eval", small_run, "--checkpoint", "nowhere.ckpt"), 1, "no checkpoint nowhere.ckpt")

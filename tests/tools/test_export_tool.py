@@ -1,6 +1,7 @@
 """tools/export.py: from a run to files that others read, and back into a run."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from segdeconv import export
+from segdeconv.export import comparison, network
+from segdeconv.training.run_folder import results_folder
 
 
 def read(path):
@@ -90,6 +92,58 @@ def test_a_published_model_stands_in_for_its_run(tool, trained, tiny_camvid, exp
     expect(tool("train", "--resume", "mine"), 1, "no run to go on with", "--model.weights mine")
 
 
+def test_results_about_a_published_model_go_beside_its_folder(tool, trained, tiny_camvid):
+    assert tool("export", "last", "--what", "pretrained", "--out", "models/mine")[0] == 0
+    before = sorted(Path("models/mine").rglob("*"))
+    code, out, err = tool("eval", "models/mine", "--data.root", tiny_camvid, "--limit", 1)
+    assert code == 0, err
+    assert "written to models/mine_results/eval_val_best_first1.json" in out
+    assert Path("models/mine_results/eval_val_best_first1.html").is_file()
+    given = ("export", "models/mine", "--formats", "safetensors")
+    assert tool(*given)[0] == 0
+    assert Path("models/mine_results/network/model.safetensors").is_file()
+    assert sorted(Path("models/mine").rglob("*")) == before
+    # one that stands elsewhere, or where one is, too
+    assert results_folder(Path("models/mine/")) == Path("models/mine_results")
+    assert results_folder(Path("models/mine").resolve()) == Path("models/mine_results").resolve()
+    os.chdir("models/mine")
+    assert results_folder(Path()) == Path("../mine_results")
+    os.chdir("../..")
+    assert results_folder(Path("runs/run")) == Path("runs/run")
+
+
+def test_an_exported_network_stands_in_for_its_run(tool, trained, tiny_camvid, expect):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    photos = tiny_camvid / "val" / "images"
+    for name, formats in {"folded": ["safetensors", "program"], "onnx": ["onnx"]}.items():
+        options = ("--formats", *formats, "--out", name)
+        assert (
+            tool("export", "runs/run", *options, *(["--argmax"] if name == "onnx" else []))[0] == 0
+        )
+    for run in ("runs/run", "folded", "onnx"):
+        code, _, err = tool("predict", run, photos, "--write", "ids", "--out", f"seen/{run}")
+        assert code == 0, err
+        given = ("--data.root", tiny_camvid, "--report", "none", "--json", f"seen/{run}.json")
+        code, _, err = tool("eval", run, *given)
+        assert code == 0, err
+    expected = json.loads(Path("seen/runs/run.json").read_text())
+    for run in ("folded", "onnx"):
+        same = read("seen/runs/run/ids/00.png") == read(f"seen/{run}/ids/00.png")
+        assert same.mean() > 0.999
+        scores = json.loads(Path(f"seen/{run}.json").read_text())
+        assert scores["miou"] == pytest.approx(expected["miou"], abs=1e-3)
+        assert Path(scores["weights"]).parent == Path(run)
+    code, _, err = tool("eval", "runs/run", "--onnx", "onnx", "--report", "none")
+    assert code == 0 and Path("runs/run/eval_val_best_onnx.json").is_file(), err
+    refused = "folded network, to run and not to change; name the run"
+    expect(tool("export", "folded", "--what", "encoder"), 1, refused)
+    before = sorted(Path("folded").iterdir())
+    assert tool("eval", "folded", "--data.root", tiny_camvid, "--report", "none")[0] == 0
+    assert sorted(Path("folded").iterdir()) == before
+    assert Path("folded_results/eval_val_best.json").is_file()
+
+
 def test_a_published_model_starts_a_run(tool, trained, config_file):
     assert tool("export", "last", "--what", "pretrained", "--out", "mine")[0] == 0
     start = ("train", "--config", config_file, "--model.weights", "mine", "--name", "second")
@@ -139,11 +193,11 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tool, trained, expect, monk
     expect(tool("export", "last", "--out", "runs", *plain), 1, "--overwrite replaces it")
     expect(tool("export", "last", "--out", "/proc/net/mine", *plain), 1, "/proc")
     with monkeypatch.context() as patch:
-        patch.setattr(export, "find_spec", lambda name: None)
+        patch.setattr(network, "find_spec", lambda name: None)
         expect(tool("export", "last"), 1, "onnxruntime", "extra `export`")
     with monkeypatch.context() as patch:
-        patch.setattr(export, "TOLERANCE", -1)
-        patch.setattr(export, "ROUNDING", -1)
+        patch.setattr(comparison, "TOLERANCE", -1)
+        patch.setattr(comparison, "ROUNDING", -1)
         expect(tool("export", "last", *plain), 1, "more than rounding")
     assert sorted(Path().rglob("*")) == before
     (trained / "weights.safetensors").unlink()

@@ -74,12 +74,24 @@ def test_torchvisions_reader_takes_the_files(written):
         assert np.array_equal(drawn.label_set.id_to_train[np.asarray(ids)], mask)
 
 
+def test_instances_lie_within_their_labels_and_are_single_objects(written):
+    for path in (written / "gtFine" / "val").rglob("*_labelIds.png"):
+        labels = np.asarray(Image.open(path)).astype(int)
+        instances = np.asarray(Image.open(str(path).replace("labelIds", "instanceIds")))
+        assert instances.dtype == np.uint16
+        single = np.isin(labels, range(24, 34))
+        assert np.array_equal(instances[~single], labels[~single])
+        assert np.array_equal(instances[single] // 1000, labels[single])
+        assert len(np.unique(instances[single])) > len(np.unique(labels[single]))
+
+
 def test_labels_of_the_test_split_are_kept_back(written):
     read = Cityscapes(written, "test")
     assert len(read) == 2
     for sample, path in zip(read, read.label_paths, strict=True):
         assert (sample["mask"] == 255).all()
         assert set(np.unique(np.asarray(Image.open(path)))) <= {0, 1, 2, 3}
+    assert list((written / "gtFine" / "test").rglob("*_instanceIds.png")) == []
 
 
 def test_the_number_of_processes_changes_nothing(make, written, tmp_path):
@@ -107,6 +119,7 @@ def test_overwrite_replaces_earlier_scenes_and_nothing_else(make, written):
         "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png",
         f"leftImg8bit/train/{stem}_leftImg8bit.png",
         f"gtFine/train/{stem}_gtFine_labelIds.png",
+        f"gtFine/train/{stem}_gtFine_instanceIds.png",
     }
     assert mine.read_bytes() == b"mine"
 

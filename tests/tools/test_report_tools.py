@@ -29,7 +29,7 @@ def test_training_ends_with_a_report_of_its_best_weights(tool, config_file):
     assert len(examples) == 5 and "rank 1" in examples[0].get_text()
     ious = [float(each.small.get_text().split()[2]) for each in examples]
     assert ious == sorted(ious, reverse=True)
-    assert "5 of 5 images of val, drawn at random" in page.select_one("#examples").get_text()
+    assert "all 5 images of val" in page.select_one("#examples").get_text()
     assert "deconv on" in page.select_one("#surgery pre").get_text()
     assert page.select_one("#config pre").get_text() == Path("runs/run/config.yaml").read_text()
 

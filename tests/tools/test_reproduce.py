@@ -106,10 +106,17 @@ def test_a_dry_run_lists_what_is_missing_with_its_time(tool, trained):
         (["cifar10", "--seeds", "0"], "--seeds 0: expected 1 or more"),
         (["cifar10", "--test", "--holdout"], "not allowed with"),
         (["cifar10", "--networks", "--seeds", "x"], "expected at least one argument"),
+        (["cifar10", "--networks", "resnet18", "resnet19"], "'resnet19'; did you mean 'resnet18'?"),
+        (["cifar10", "--operators", "decov"], "unknown operator 'decov'; did you mean 'deconv'?"),
+        (["imagenet", "--networks", "senet18"], "'senet18' exists for images of 32 x 32 only"),
+        (["cifar10", "--", "--trainer.max_epoch", "3"], "did you mean trainer.max_epochs?"),
     ],
 )
-def test_a_mistake_is_a_sentence(tool, expect, arguments, words):
-    expect(tool("reproduce", *arguments), 2, words)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_a_mistake_is_a_sentence_before_anything_runs(tool, trained, expect, arguments, words, dry):
+    code = 1 if "'" in words.partition(";")[0] and "choice" not in words else 2
+    expect(tool("reproduce", arguments[0], *dry, *arguments[1:]), code, words)
+    assert trained == [] and not Path("runs").exists()
 
 
 def test_the_studies_name_recipes_networks_and_published_figures_that_exist():

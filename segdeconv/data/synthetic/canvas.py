@@ -5,6 +5,7 @@ once at the end.  So an object costs one `cv2.fillPoly` per polygon, image and l
 pixel, and textures, haze and shadows are computed for the whole picture at once.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 import cv2
@@ -73,6 +74,11 @@ class Canvas:
         self.numbers = np.full(camera.size, SKY, np.uint16)
         self.shadows = np.zeros(camera.size, np.uint8)
         self.rows: list[Row] = [(Label.SKY, Material.SKY, 0, 0, 0, 0, 0, 0)]
+        self._starts: list[int] = []
+
+    def begin_object(self) -> None:
+        """All surfaces from here to the next call are those of one object."""
+        self._starts.append(len(self.rows))
 
     def upright(self, label: Label, colour: Colour, z: float, material: Material) -> int:
         """Add a surface that stands at distance ``z``; return its number."""
@@ -146,8 +152,26 @@ class Canvas:
 
     def labels(self) -> NDArray[np.uint8]:
         """The label ids (H, W) of what has been drawn."""
-        table = np.array([row[0] for row in self.rows], np.uint8)
+        return self._label_of_surfaces().take(self.numbers)
+
+    def instances(self, told_apart: Iterable[int]) -> NDArray[np.uint16]:
+        """The instance ids (H, W) of what has been drawn.
+
+        Args:
+            told_apart: Labels whose pixels get 1000 times the label and the object's number,
+                counted from 0 for each label; all others keep their label.
+        """
+        labels, seen = self._label_of_surfaces(), np.unique(self.numbers)
+        objects = np.searchsorted(self._starts, np.arange(len(labels)), side="right")
+        table = labels.astype(np.uint16)
+        for label in told_apart:
+            surfaces = seen[labels[seen] == label]
+            _, number = np.unique(objects[surfaces], return_inverse=True)
+            table[surfaces] = 1000 * label + number
         return table.take(self.numbers)
+
+    def _label_of_surfaces(self) -> NDArray[np.uint8]:
+        return np.array([row[0] for row in self.rows], np.uint8)
 
 
 def lift(flat: Floats, axis: int, at: float) -> Floats:

@@ -4,9 +4,11 @@ For a scene of seed S and index I in a split::
 
     OUT/leftImg8bit/SPLIT/streets/streets_S_I_leftImg8bit.png
     OUT/gtFine/SPLIT/streets/streets_S_I_gtFine_labelIds.png
+    OUT/gtFine/SPLIT/streets/streets_S_I_gtFine_instanceIds.png
 
-Scenes of "test" come without their labels, as in Cityscapes: their label files hold the car's
-bonnet and the picture's borders only.
+Instance files are those of Cityscapes, 16 bit: 1000 times the label id and a number for each
+person, rider, vehicle and cycle, the label id for all else.  Scenes of "test" come without their
+labels, as in Cityscapes: their label files hold the car's bonnet and the picture's borders only.
 """
 
 import multiprocessing
@@ -20,11 +22,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeconv.data.labels import CITYSCAPES
 from segdeconv.data.synthetic.canvas import Label
 from segdeconv.data.synthetic.dataset import SyntheticStreets
-from segdeconv.data.synthetic.scene import SPLITS, draw_scene
+from segdeconv.data.synthetic.scene import SPLITS, draw_canvas
 
 CITY = "streets"
+TOLD_APART = [label.id for label in CITYSCAPES.labels if label.has_instances]
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,15 @@ class Job:
     @property
     def labels(self) -> Path:
         """Where its label ids belong."""
-        folder = self.out / "gtFine" / self.split / CITY
-        return folder / f"{self.name}_gtFine_labelIds.png"
+        return self._truth("labelIds")
+
+    @property
+    def instances(self) -> Path:
+        """Where its instance ids belong."""
+        return self._truth("instanceIds")
+
+    def _truth(self, kind: str) -> Path:
+        return self.out / "gtFine" / self.split / CITY / f"{self.name}_gtFine_{kind}.png"
 
 
 def plan_jobs(out: Path, counts: Mapping[str, int], seed: int, size: Sequence[int]) -> list[Job]:
@@ -120,14 +131,17 @@ def _start_worker() -> None:
 
 def write_scene(job: Job) -> None:
     """Draw a scene, write its labels, then its image: no image is ever without labels."""
-    image, labels = draw_scene(job.seed, job.index, job.size, job.split)
+    image, canvas = draw_canvas(job.seed, job.index, job.size, job.split)
+    labels = canvas.labels()
     if job.split == "test":
         labels[labels > Label.OUT_OF_ROI] = Label.UNLABELED
+    else:
+        _write_png(job.instances, canvas.instances(TOLD_APART))
     _write_png(job.labels, labels)
     _write_png(job.image, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
 
-def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+def _write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
     """Write a PNG whole or not at all; three channels are blue, green, red."""
     part = path.with_name(f".{path.name}.part")
     try:

@@ -43,6 +43,14 @@ def draw_scene(
     Returns:
         The image, uint8 (H, W, 3) RGB, and its Cityscapes label ids, uint8 (H, W).
     """
+    image, canvas = draw_canvas(seed, index, size, split)
+    return image, canvas.labels()
+
+
+def draw_canvas(
+    seed: int, index: int, size: tuple[int, int], split: str
+) -> tuple[NDArray[np.uint8], Canvas]:
+    """`draw_scene`'s image, and the canvas, which tells labels and single objects."""
     dice = Dice(seed, SPLITS.index(split), index)
     camera = draw_camera(dice, size)
     street = draw_street(dice, camera)
@@ -53,10 +61,10 @@ def draw_scene(
     for side in street.sides:
         _draw_behind_footway(canvas, dice, side, street, leaves)
     for _, draw in sorted(plan_items(canvas, dice, street, leaves), key=lambda item: -item[0]):
+        canvas.begin_object()
         draw()
     _draw_void(canvas, dice)
-    image = render(canvas, dice, (-street.left.front, street.right.front))
-    return image, canvas.labels()
+    return render(canvas, dice, (-street.left.front, street.right.front)), canvas
 
 
 def _draw_far(canvas: Canvas, dice: Dice, street: Street, leaves: Colour) -> None:
