@@ -6,8 +6,8 @@ which draws their quotient towards 1.
 
     roots      `inverse_root` of batches of small matrices: products, the closest fitted
                polynomial (not quite the same function), one kernel
-    moments    mean and covariance of the patches a layer samples: gathered columns and `bmm`,
-               or read from the map by the kernel
+    moments    mean and covariance of the patches a layer samples: gathered columns and `bmm` in
+               float32 (torch) or in the map's 16 bits (torch16), or read from the map by the kernel
 """
 
 import os
@@ -108,6 +108,7 @@ def moments_calls(layer: Layer, device: str) -> dict[str, Callable[[], object]]:
 
     return {
         "torch": step(lambda: sampled_moments(x, grid, blocks, 1e-5, torch.float32)),
+        "torch16": step(lambda: sampled_moments(x, grid, blocks, 1e-5, torch.float32, "input")),
         "triton": step(lambda: patch_moments(x, grid, blocks, 1e-5, shift)),
     }
 
@@ -121,10 +122,11 @@ def _shapes(blocks: Blocks) -> list[tuple[int, ...]]:
 def measure(
     calls: Mapping[str, Callable[[], object]], reference: str, seconds: float, device: str
 ) -> dict[str, Any]:
-    """Timings, quotients by ``triton``, and on a GPU the peak of allocated memory of each call."""
+    """Timings, quotients of the reference by the others, on a GPU each call's peak of memory."""
     times = interleaved(calls, seconds, device=device)
     row: dict[str, Any] = {"seconds": {name: spread(values) for name, values in times.items()}}
-    row[f"{reference} / triton"] = ratio(times[reference], times["triton"])
+    for name in times.keys() - {reference}:
+        row[f"{reference} / {name}"] = ratio(times[reference], times[name])
     if device == "cuda":
         row["peak_mib"] = {name: _peak_mib(call) for name, call in calls.items()}
     return row
@@ -141,13 +143,13 @@ def table(rows: Mapping[str, dict[str, Any]], reference: str) -> str:
     """Milliseconds and quotients, and memory where it was measured."""
     first = next(iter(rows.values()))
     names, memory = list(first["seconds"]), list(first.get("peak_mib", ()))
-    quotient = f"{reference} / triton"
-    header = ["", *names, quotient, *(f"{name}, MiB" for name in memory)]
+    quotients = [f"{reference} / {name}" for name in names if name != reference]
+    header = ["", *names, *quotients, *(f"{name}, MiB" for name in memory)]
 
     def line(label: str, row: dict[str, Any]) -> list[str]:
         times = [milliseconds(row["seconds"][name]) for name in names]
         peaks = [f"{row['peak_mib'][name]:.0f}" for name in memory]
-        return [label, *times, with_range(row[quotient], ".2f"), *peaks]
+        return [label, *times, *(with_range(row[name], ".2f") for name in quotients), *peaks]
 
     return markdown_table(header, [line(label, row) for label, row in rows.items()])
 

@@ -16,15 +16,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 MOST_PIXELS = 2**24  # that OpenCV counts at once: its counts become float32
+SHORT_RUN = 8  # pixels; where runs are shorter on average, pixels are counted one by one
 
 
 def count_confusions(
@@ -32,9 +34,8 @@ def count_confusions(
 ) -> Tensor:
     """How often each class was taken for each other.
 
-    The counts of torchmetrics' ``multiclass_confusion_matrix``, on CPU by OpenCV's histogram of
-    two bytes, which takes 2.4 instead of 71 ms for 1024 x 2048 pixels; on CUDA whole numbers are
-    added up, so a count repeats bit for bit.
+    The counts of torchmetrics' ``multiclass_confusion_matrix``, on CPU in 2 to 3 instead of 70 ms
+    for 1024 x 2048 pixels; on CUDA whole numbers are added up, so a count repeats bit for bit.
 
     Args:
         predicted: Classes, integers of any shape, 0 to 255.
@@ -49,34 +50,63 @@ def count_confusions(
         ValueError: If there is another class than 0 to C - 1.
     """
     count = _count_on_gpu if predicted.is_cuda else _count_on_cpu
-    counts = count(predicted, truth, num_classes).to(predicted.device)
+    counts, labelled = count(predicted, truth, num_classes, ignore_index)
     if ignore_index < num_classes:
         counts[ignore_index] = 0
-    labelled, counted = int((truth != ignore_index).sum()), int(counts.sum())
+    counted = int(counts.sum())
     if labelled != counted:
         raise ValueError(
             f"{labelled - counted} of {labelled} pixels have a class that is not 0 to "
             f"{num_classes - 1}, in the truth or predicted; the network and its labels must have "
             "the same classes"
         )
+    return counts.to(predicted.device)
+
+
+def _count_on_cpu(
+    predicted: Tensor, truth: Tensor, num_classes: int, ignore_index: int
+) -> tuple[Tensor, int]:
+    """Counts and number of labelled pixels.
+
+    Runs of equal pixels where these are long, as in predictions that are worth something:
+    a histogram waits for its last addition to a bin before the next, so it is slow just there.
+    """
+    maps = [each.to("cpu", torch.uint8).flatten().numpy() for each in (truth, predicted)]
+    changes = np.logical_or(*(each[1:] != each[:-1] for each in maps))
+    many = np.count_nonzero(changes) * SHORT_RUN >= changes.size
+    count = _count_pixels(maps, num_classes) if many else _count_runs(maps, changes)
+    counts = torch.from_numpy(count[:num_classes, :num_classes].astype(np.int64))
+    return counts, int(np.count_nonzero(maps[0] != ignore_index))
+
+
+def _count_pixels(maps: Sequence[NDArray[np.uint8]], num_classes: int) -> NDArray[np.float64]:
+    """Pixels of each pair of values, (C, C)."""
+    counts = np.zeros((num_classes, num_classes))
+    for start in range(0, maps[0].size, MOST_PIXELS):
+        pieces = [each[None, start : start + MOST_PIXELS] for each in maps]
+        counts += cv2.calcHist(pieces, [0, 1], None, [num_classes] * 2, [0, num_classes] * 2)
     return counts
 
 
-def _count_on_cpu(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    maps = [each.to("cpu", torch.uint8).reshape(1, -1).numpy() for each in (truth, predicted)]
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    for start in range(0, maps[0].size, MOST_PIXELS):
-        pieces = [each[:, start : start + MOST_PIXELS] for each in maps]
-        found = cv2.calcHist(pieces, [0, 1], None, [num_classes] * 2, [0, num_classes] * 2)
-        counts += found.astype(np.int64)
-    return torch.from_numpy(counts)
+def _count_runs(
+    maps: Sequence[NDArray[np.uint8]], changes: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Pixels of each pair of values, (256, 256); ``changes`` says behind which pixels runs end."""
+    ends = np.append(np.flatnonzero(changes), maps[0].size - 1)
+    codes = 256 * maps[0][ends].astype(np.int64) + maps[1][ends]
+    lengths = np.diff(ends, prepend=-1)
+    counts: NDArray[Any] = np.bincount(codes, lengths, minlength=2**16)  # float64: exact to 2^53
+    return counts.reshape(256, 256)
 
 
-def _count_on_gpu(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+def _count_on_gpu(
+    predicted: Tensor, truth: Tensor, num_classes: int, ignore_index: int
+) -> tuple[Tensor, int]:
     side = num_classes + 1  # one more row and column for all that is no class
     codes = truth.long().clamp(max=num_classes) * side + predicted.long().clamp(max=num_classes)
     counts = torch.bincount(codes.flatten(), minlength=side * side).view(side, side)
-    return counts[:num_classes, :num_classes].clone()
+    labelled = int((truth != ignore_index).sum())
+    return counts[:num_classes, :num_classes].clone(), labelled
 
 
 class ConfusionMatrix(MulticlassConfusionMatrix):

@@ -67,6 +67,7 @@ MORE = {  # what is put behind other tools
     "graft": ["--images", "2", "--data.num_workers", "0"],
     "reproduce": ["--dry-run"],
     "check_data": ["--workers", "0"],
+    "inspect_run": ["--images", "2", "--data.num_workers", "0"],
     "predict": ["--data.num_workers", "0"],
     "eval": ["--data.num_workers", "0", "--report", "none"],  # drawing takes longer than scoring
 }

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,22 @@ def test_the_loaders_are_timed_beside_a_step(tmp_path):
     assert rows["batches"]["median"] > rows["one by one"]["median"]
 
 
+def test_an_evaluation_is_timed_in_parts_and_against_its_forward(tmp_path):
+    options = ["--tiny", "--seconds", "0", "--images", "2", "--workers", "1"]
+    done = run("benchmarks/evaluation.py", *options, "--out", tmp_path / "evaluation")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    ours, theirs = ("decode", "normalise", "collate", "argmax", "metric"), ("torchmetrics",)
+    assert record["parts"].keys() >= {*ours, *theirs, "upsample", "confidence", "observe"}
+    assert record["networks"].keys() == {"unet/resnet18"}
+    for figures in record["networks"]["unet/resnet18"].values():
+        assert figures["seconds per image"].keys() == {"forward", "evaluation", "with report"}
+        assert figures["quotients"]["evaluation / forward"]["rounds"] >= 3
+    text = (tmp_path / "evaluation.md").read_text()
+    assert "2 drawn images of 128x64 pixels" in text and "| metric |" in text
+    assert "- evaluation / forward, main process: below 1.1 " in text
+
+
 def test_twins_are_averaged_over_seeds_and_an_absent_class_has_no_score(script, tmp_path):
     twins = script("twins")
     for seed, miou in enumerate((0.2, 0.4)):
@@ -299,3 +316,90 @@ def test_twins_are_averaged_over_seeds_and_an_absent_class_has_no_score(script, 
     assert "| wall | - | - |" in text
     twins.plot(record["twins"], tmp_path / "curves.png", timed=False)
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+@pytest.fixture
+def gpu_all(script, monkeypatch):
+    """Runs benchmarks/gpu_all.py with these arguments and, if given, other steps."""
+    module = script("gpu_all")
+
+    def call(*arguments, steps=module.STEPS):
+        monkeypatch.setattr(module, "STEPS", steps)
+        monkeypatch.setattr(sys, "argv", ["gpu_all.py", *map(str, arguments)])
+        module.main()
+
+    call.module = module
+    return call
+
+
+def test_the_plan_for_a_gpu_has_parts_that_fit_and_every_step_once(gpu_all, capsys):
+    gpu_all("--plan", "--minutes", "9.5")
+    text = capsys.readouterr().out
+    runs = gpu_all.module.parts(gpu_all.module.STEPS, 9.5)
+    assert all(sum(step.minutes for step in run) <= 9.5 for run in runs)
+    assert [step for run in runs for step in run] == list(gpu_all.module.STEPS)
+    assert all(f"{step.name}: python " in text for step in gpu_all.module.STEPS)
+
+
+def test_scripts_understand_what_they_are_told_on_a_gpu(gpu_all, script, tmp_path):
+    understood = set()
+    for step in gpu_all.module.STEPS:
+        name, *arguments = step.arguments(tmp_path, tiny=False)
+        if name.endswith(("train_step.py", "layers.py", "inference.py", "pareto.py")):
+            module = script(Path(name).stem)
+            options = module.parse(arguments)
+            understood.add(module.__name__)
+            assert options.device == "cuda" and options.out == tmp_path / step.name
+    assert len(understood) == 4
+
+
+def test_a_step_that_fails_or_takes_too_long_does_not_keep_the_next_from_running(
+    gpu_all, tmp_path, capsys
+):
+    step = partial(gpu_all.module.Step, gpu="", tiny="")
+    steps = (
+        step("fails", "-c 'raise SystemExit(\"no such card\")'", minutes=1),
+        step("sleeps", "-c 'import time; time.sleep(60)'", minutes=0.01),
+        step("works", "-c 'print(1)'", minutes=1),
+    )
+    with pytest.raises(SystemExit) as stop:
+        gpu_all("--tiny", "--out", tmp_path, steps=steps)
+    assert stop.value.code
+    notes = json.loads((tmp_path / "steps.json").read_text())
+    ended = {name: record["ended"] for name, record in notes.items()}
+    assert ended == {
+        "fails": "failed with 1",
+        "sleeps": "stopped after 0.01 minutes",
+        "works": "ok",
+    }
+    assert "no such card" in capsys.readouterr().out
+    assert (tmp_path / "works.log").read_text() == "1\n"
+
+
+def test_a_step_without_its_data_says_so(gpu_all, tmp_path):
+    lacks = gpu_all.module.Step("options", "-c pass", "", minutes=1, needs="data/nothing-here")
+    ended = gpu_all.module.run(lacks, tmp_path, tiny=False, minutes=1)["ended"]
+    assert ended == "left out: there is no data/nothing-here"
+
+
+def test_benchmarks_for_a_gpu_run_on_a_cpu_with_tiny_inputs(gpu_all, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        gpu_all("--tiny", "--out", tmp_path, "--only", "tests", "layers")
+    assert not stop.value.code
+    assert json.loads((tmp_path / "layers.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--plan", "--part", "99"], "--part 99: there are 1 to "),
+        (["--plan", "--only", "nonsense"], "no step matches nonsense; there are tests, kernels"),
+        ([], "nowhere to put the results; give --out FOLDER or set OUT"),
+    ],
+    ids=str,
+)
+def test_a_mistake_at_the_runner_is_one_sentence(gpu_all, capsys, monkeypatch, arguments, sentence):
+    monkeypatch.delenv("OUT", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        gpu_all(*arguments)
+    assert sentence in f"{stop.value.code} {capsys.readouterr().err}"

@@ -16,7 +16,7 @@ FLOORS = [  # bottom to top; a room imports from lower floors, and from files of
     {"registry", "tables"},  # below the rest
     {"whitening", "metrics", "losses"},
     {"operators", "data"},
-    {"surgery", "inference", "pictures", "official"},
+    {"surgery", "inference", "pictures", "official", "analysis"},
     {"models", "grafting", "report"},
     {"export"},
     {"training"},

@@ -100,7 +100,28 @@ def test_both_ways_to_count_agree():
     truth, predicted = (torch.randint(5, (50, 60), generator=generator) for _ in range(2))
     truth[:9] = 255
     ways = metrics._count_on_cpu, metrics._count_on_gpu
-    assert torch.equal(*(way(predicted, truth, 5) for way in ways))
+    (one, labelled), (other, also) = (way(predicted, truth, 5, 255) for way in ways)
+    assert torch.equal(one, other) and labelled == also == 41 * 60
+
+
+@pytest.mark.parametrize("run", [1, 7, 8, 9, 500])
+@pytest.mark.parametrize("size", [1, 2, 1009])
+def test_long_runs_and_single_pixels_are_counted_alike(run, size):
+    generator = torch.Generator().manual_seed(run)
+    truth, predicted = (
+        torch.randint(19, (size,), generator=generator).repeat_interleave(run)[shift:]
+        for shift in (0, 3)
+    )
+    truth = truth[: len(predicted)]
+    expected = torch.zeros(19, 19, dtype=torch.int64)
+    for pair in zip(truth.tolist(), predicted.tolist(), strict=True):
+        expected[pair] += 1
+    assert torch.equal(count_confusions(predicted, truth, 19, 255), expected)
+
+
+def test_a_map_without_a_pixel_has_no_counts():
+    empty = torch.zeros(0, 4, 5, dtype=torch.uint8)
+    assert count_confusions(empty, empty, 3, 255).tolist() == [[0] * 3] * 3
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ HELP = """\
 usage: python tools/check_submission.py FOLDER [--key value …]
 
 Look at a folder of predictions for the Cityscapes server: one PNG for each image, its name, its
-size, 8 bit grey, and label ids in it, not train ids, which the server would score without a word.
+size, 8 bit grey, and label ids in it, not train ids, which cityscapesScripts scores without a word.
 It changes nothing. Exit code: 0 if the folder can be uploaded, 1 if not, 2 for a mistake in the
 command line.
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from segdeconv.data.check import Counts, count_ids
 from segdeconv.data.cityscapes import Cityscapes
-from segdeconv.data.labels import CITYSCAPES, LabelSet
+from segdeconv.data.labels import CITYSCAPES
 from segdeconv.data.readers import read_labels
 
 SIZE = (2048, 1024)
@@ -147,11 +147,10 @@ def _look(path: Path, image: Path, sizes: Sizes, faults: dict[str, list[str]]) -
 
 
 def _judge_values(found: Submission, strange: Sequence[Path]) -> None:
-    """What the values of all predictions together say; those of one file may all be both."""
+    """Note what all predictions together say; the values of one alone may be either kind of id."""
     values = set(np.flatnonzero(found.counts).tolist())
     beside = values - set(CITYSCAPES.train_to_id.tolist())
-    train_ids: LabelSet = CITYSCAPES.as_train_ids()
-    if beside and values <= set(train_ids.ids):
+    if beside and values <= set(CITYSCAPES.as_train_ids().ids):
         found.problems.append(
             "the files hold train ids (0 to 18), not label ids: road is 7 in a submission, not 0; "
             "tools/eval.py --save-predictions and tools/predict.py --write ids write label ids"

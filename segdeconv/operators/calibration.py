@@ -11,40 +11,64 @@ from segdeconv.operators.whitened_layer import WhitenedLayer
 from segdeconv.whitening import Sampling, sampled_moments, shrink
 
 
-class Calibration:
+class PooledMoments:
+    """Mean and covariance of columns that come in parts, in float64.
+
+    Pooled by the number of samples (Chan, Golub and LeVeque, "Algorithms for computing the sample
+    variance", 1983), so that the parts together give the covariance of all of them.
+
+    Args:
+        means: Mean vectors, 1 or more.
+        matrices: Covariances, 1 or as many as there are means.
+        size: Columns D of each.
+        like: Tensor on the device to work on.
+
+    Attributes:
+        samples: How many came so far.
+        mean: (means, D).
+        covariance: (matrices, D, D), divisor ``samples``.
+    """
+
+    def __init__(self, means: int, matrices: int, size: int, like: Tensor) -> None:
+        zeros = partial(like.new_zeros, dtype=torch.float64)
+        self.samples = 0
+        self.mean = zeros((means, size))
+        self.covariance = zeros((matrices, size, size))
+
+    def add(self, samples: int, mean: Tensor, covariance: Tensor) -> None:
+        """Pool mean and covariance of further samples in, in the shapes of the attributes."""
+        total, difference = self.samples + samples, mean - self.mean
+        between = difference[:, :, None] * difference[:, None, :]
+        if len(between) > len(covariance):  # several means around one covariance
+            between = between.mean(0, keepdim=True)
+        within = self.covariance.lerp(covariance, samples / total)
+        self.covariance = within + between * (self.samples * samples / total**2)
+        self.mean = self.mean.lerp(mean, samples / total)
+        self.samples = total
+
+
+class Calibration(PooledMoments):
     """Mean and covariance of the input patches of a layer, over all its calls, in float64.
 
-    Patches are sampled as in training; moments are pooled by the number of patches (Chan, Golub and
-    LeVeque, "Algorithms for computing the sample variance", 1983), so that a few small batches give
-    the covariance of all of them, which an average of roots does not.
+    A few small batches give the covariance of all of them, which an average of roots does not.
     """
 
     def __init__(self, layer: WhitenedLayer) -> None:
         blocks = layer.blocks
-        zeros = partial(layer.running_mean.new_zeros, dtype=torch.float64)
-        self.layer, self.samples = layer, 0
-        self.mean = zeros((blocks.num_means, blocks.size))
-        self.covariance = zeros((blocks.num_roots, blocks.size, blocks.size))
+        super().__init__(blocks.num_means, blocks.num_roots, blocks.size, layer.running_mean)
+        self.layer = layer
+
+    def observe(self, x: Tensor, sampling: Callable[[int], Sampling]) -> None:
+        """Pool the patches of one input in, sampled as in training."""
+        self.read(x, self.layer._choose_sampling(x, sampling)[0])
 
     @torch.no_grad()
-    def observe(self, x: Tensor, sampling: Callable[[int], Sampling]) -> None:
-        """Pool the patches of one input in."""
-        layer = self.layer
-        grid, _ = layer._choose_sampling(x, sampling)
-        new = grid.count(x.shape)
-        if new == 0:
-            return
-        _, mean, covariance = sampled_moments(
-            x, grid, layer.blocks, layer.settings.eps, torch.float64
-        )
-        total, difference = self.samples + new, mean - self.mean
-        between = difference[:, :, None] * difference[:, None, :]
-        if len(between) > len(covariance):  # several means around one covariance
-            between = between.mean(0, keepdim=True)
-        within = self.covariance.lerp(covariance, new / total)
-        self.covariance = within + between * (self.samples * new / total**2)
-        self.mean = self.mean.lerp(mean, new / total)
-        self.samples = total
+    def read(self, x: Tensor, grid: Sampling) -> None:
+        """Pool these patches of one input in."""
+        layer, samples = self.layer, grid.count(x.shape)
+        if samples:
+            eps = layer.settings.eps
+            self.add(samples, *sampled_moments(x, grid, layer.blocks, eps, torch.float64)[1:])
 
     @property
     def rows_per_column(self) -> float:

@@ -4,6 +4,7 @@ from segdeconv.report.comparison import render_comparison as render_comparison
 from segdeconv.report.examples import Example as Example
 from segdeconv.report.examples import choose as choose
 from segdeconv.report.examples import make_example as make_example
+from segdeconv.report.inspection import render_inspection as render_inspection
 from segdeconv.report.observation import ClassificationObserver as ClassificationObserver
 from segdeconv.report.observation import Observer as Observer
 from segdeconv.report.page import Evaluation as Evaluation

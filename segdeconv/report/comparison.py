@@ -12,8 +12,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from segdeconv.report.figures import Line, draw_differences, draw_lines
-from segdeconv.report.page import environment, percent
 from segdeconv.report.records import RunRecord
+from segdeconv.report.template import environment, percent
 
 # What does not change what is computed (rounding aside), or is the seed.
 ASIDE = {

@@ -16,13 +16,14 @@ import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from segdeconv.report.observation import Calibration
 
 TEXT, GRID = "#00f0f0", "#00f0f1"
 SERIES = tuple(f"#00f00{number}" for number in range(6))
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)))
+FEW_DECADES = 200  # largest over smallest number of a logarithmic axis that has 1, 2 and 5 on it
 MOST_INSIDE = 3  # lines whose names find a free corner
 MARKERS = ("o", "s", "^", "D", "v", "P")
 _NAMES = {TEXT: "currentColor", GRID: "var(--grid)"}
@@ -60,6 +61,7 @@ class Line:
         y: Values; NaN leaves a gap.
         style: Number of its colour, dash and marker.
         faint: Drawn thin and without a place in the legend.
+        dots: Only the places, without the line between them.
     """
 
     label: str
@@ -67,10 +69,17 @@ class Line:
     y: Sequence[float]
     style: int = 0
     faint: bool = False
+    dots: bool = False
 
 
 def draw_lines(
-    lines: Sequence[Line], x_label: str, y_label: str, *, percent: bool = False, name: str = ""
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    *,
+    percent: bool = False,
+    name: str = "",
+    logarithmic: str = "",
 ) -> Markup:
     """Lines over a common axis.
 
@@ -80,13 +89,19 @@ def draw_lines(
         y_label: Of the axis up.
         percent: Values are shares, 0 to 1.
         name: For those who cannot see it; the id of each line begins with it.
+        logarithmic: Axes with a logarithmic scale, "", "y" or "xy".
     """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
         for number, line in enumerate(lines):
             _draw(axes, line, f"{name}-{number}")
         axes.set(xlabel=x_label, ylabel=y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label == "epochs"))
+        if "x" not in logarithmic:
+            whole = x_label in ("epochs", "layer", "direction")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
+        for axis in logarithmic:
+            if any(value > 0 for line in lines for value in getattr(line, axis)):
+                _make_logarithmic(axes, axis)
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         named = [line for line in lines if not line.faint]
@@ -158,6 +173,24 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def _make_logarithmic(axes: Axes, name: str) -> None:
+    axes.set(**{f"{name}scale": "log"})
+    axis: Any = getattr(axes, f"{name}axis")
+    low, high = axis.get_view_interval()
+    # one decade may hold a single power of ten, or none
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < FEW_DECADES else (1,)))
+    # matplotlib's own labels are formulas, which nothing here sets
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def _power(value: float) -> str:
+    """A number on a logarithmic axis: 0.01, 200, 2e5."""
+    return (
+        f"{value:g}" if 1e-4 < value < 1e5 else f"{value:.0e}".replace("+0", "").replace("-0", "-")
+    )
+
+
 def _legend(figure: Figure, axes: Axes, labels: Sequence[str], count: int = 0) -> None:
     """Names of lines: in a free corner if they are few, else above the axes.
 
@@ -183,9 +216,9 @@ def _draw(axes: Axes, line: Line, gid: str) -> None:
         line.x,
         line.y,
         color=SERIES[style],
-        linestyle=DASHES[style],
+        linestyle="" if line.dots else DASHES[style],
         clip_on=False,
-        markevery=max(1, len(line.x) // 20),
+        markevery=max(1, len(line.x) // (80 if line.dots else 20)),
         marker="" if line.faint else MARKERS[style],
         linewidth=0.7 if line.faint else 1.6,
         alpha=0.55 if line.faint else 1,

@@ -11,15 +11,16 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from segdeconv.data.labels import Colour
 from segdeconv.metrics import ClassificationScores
-from segdeconv.report.examples import Example, thumbnail
+from segdeconv.report.examples import Example
 from segdeconv.report.figures import Line, draw_lines, draw_reliability
+from segdeconv.report.inspection import LINK, in_report
 from segdeconv.report.observation import Calibration, Classified
 from segdeconv.report.records import RunRecord, kind_of, validation_limit
+from segdeconv.report.template import duration, environment
 
 MOST_CLASSES = 100  # a matrix of more is no longer read
 
@@ -50,37 +51,6 @@ class Evaluation:
     classified: Mapping[str, Sequence[Classified]] = field(default_factory=dict)
 
 
-def environment() -> Environment:
-    """Jinja's environment: what is put into a page is escaped, and what is missing is an error."""
-    made = Environment(
-        loader=PackageLoader("segdeconv.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {"percent": percent, "duration": duration, "thumbnail": thumbnail}
-    return made
-
-
-def percent(ratio: float | None, digits: int = 1) -> str:
-    """A share as a number of percent, without the sign; a dash where there is none."""
-    if ratio is None or math.isnan(ratio):
-        return "\N{EN DASH}"
-    return f"{100 * ratio:.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    if math.isnan(seconds):
-        return "\N{EN DASH}"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
-
-
 def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
     """The page of a run, with an evaluation if there is one."""
     shown = evaluation or Evaluation()
@@ -93,7 +63,10 @@ def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
     return page.render(
         run=run,
         summary=summary(run),
-        scores={label: scores[key] for key, label in kind.FIGURES.items() if key in scores},
+        scores={
+            **{label: scores[key] for key, label in kind.FIGURES.items() if key in scores},
+            **official_figures(scores),
+        },
         scored=_scored(run, shown),
         curves=curves(run),
         classes=classes,
@@ -104,7 +77,16 @@ def render_report(run: RunRecord, evaluation: Evaluation | None = None) -> str:
         reliability=draw_reliability(shown.calibration, unit) if shown.calibration else None,
         example_data=_example_data(shown, classes),
         speed=speed(run, shown),
+        inspection_link=LINK if run.inspection else "",
+        inspection=in_report(run.inspection, run.best.get("step")) if run.inspection else "",
     )
+
+
+def official_figures(scores: Mapping[str, Any]) -> dict[str, float]:
+    """What cityscapesScripts said of the same predictions, where it was asked."""
+    found = scores.get("official") or {}
+    names = {"miou": "official mIoU", "mean_iiou": "official iIoU"}
+    return {label: found[key] for key, label in names.items() if found.get(key) is not None}
 
 
 def summary(run: RunRecord) -> str:

@@ -30,6 +30,7 @@ class RunRecord:
         surgery: surgery.json.
         surgery_text: surgery.txt.
         environment: environment.json.
+        inspection: inspect.json.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RunRecord:
     surgery: dict[str, Any] = field(default_factory=dict)
     surgery_text: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
+    inspection: dict[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> type[Scores]:
@@ -105,6 +107,7 @@ def read_run(folder: Path) -> RunRecord:
         surgery=_json(folder / "surgery.json"),
         surgery_text=_text(folder / "surgery.txt").rstrip(),
         environment=_json(folder / "environment.json"),
+        inspection=_json(folder / "inspect.json"),
     )
 
 

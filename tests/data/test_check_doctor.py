@@ -88,6 +88,21 @@ def test_counts_above_what_a_float32_holds_are_exact():
     assert (counts[0], counts[7], counts.sum()) == (ids.size - 1, 1, ids.size)
 
 
+def test_single_ids_are_counted_exactly_above_that_too():
+    ids = np.tile(np.array([0, 0, 0, 9], np.uint8), 2**21 * 3).reshape(3, -1)
+    ids[-1, -1] = 7
+    counts = count_ids(ids)
+    assert (counts[0], counts[9], counts[7]) == (3 * 2**21 * 3, 2**21 * 3 - 1, 1)
+    assert counts[0] > 2**24 and counts.sum() == ids.size
+
+
+@pytest.mark.parametrize("run", [1, 2, 7, 8, 9, 300])
+def test_runs_of_any_length_are_counted(run):
+    drawn = np.random.default_rng(run).integers(0, 256, 1000).astype(np.uint8)
+    ids = drawn.repeat(run).reshape(run * 10, 100)
+    assert count_ids(ids).tolist() == np.bincount(ids.ravel(), minlength=256).tolist()
+
+
 def test_weights_are_those_of_the_papers_formulas():
     counts, beside = np.array([600, 300, 100, 0]), np.array([1000, 1000, 250, 0])
     expected = [1 / math.log(1.02 + share) for share in (0.6, 0.3, 0.1, 0)]

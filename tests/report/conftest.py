@@ -1,14 +1,23 @@
 """Folders of runs whose every number is known."""
 
+import copy
 import csv
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from torch import nn
+
+from segdeconv.analysis import observing, receptive_field
+from segdeconv.report.findings import field_record, first_layer, layer_details, layer_numbers
+from segdeconv.surgery import convert
 
 NAMES = ("road", "sky & clouds", "<b>pole</b>")
 COLOURS = ((128, 64, 128), (70, 130, 180), (0, 0, 0))
+PATHS = ("chromium", "chromium-browser", "google-chrome")
 CONFUSION = [[80, 10, 10], [0, 50, 0], [6, 0, 0]]
 IOU = dict(zip(NAMES, (80 / 106, 50 / 60, 0.0), strict=True))
 
@@ -85,3 +94,56 @@ def known():
 @pytest.fixture
 def run_folder(tmp_path):
     return write_run(tmp_path / "my_run")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    library = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next((found for name in PATHS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
+    with library.sync_playwright() as started:
+        # the page is ours, and a container has no namespaces for the sandbox
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def inspected():
+    """An inspection of a small network and its plain twin, the network, and its images."""
+    torch.manual_seed(0)
+    images = torch.nn.functional.avg_pool2d(torch.randn(6, 3, 34, 34), 3, 1) * 3
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    white = copy.deepcopy(plain)
+    convert(white, "deconv", block=8)
+    white.train()(images)
+    networks = [network.eval().requires_grad_(False) for network in (white, plain)]
+    own, twin = (inspection_of(network, images) for network in networks)
+    data = {"format": 1, **own, "twin": {**twin, "run": "its twin"}}
+    return SimpleNamespace(data=data, network=networks[0], images=images)
+
+
+@pytest.fixture(scope="session")
+def inspect():
+    return inspection_of
+
+
+def inspection_of(network, images):
+    """One arm of an inspection, all of its layers in detail."""
+    with observing(network) as called, torch.no_grad():
+        network(images)
+    return {
+        "run": "<b>run</b>",
+        "weights": "weights.safetensors",
+        "checkpoint": "best",
+        "step": 40,
+        "seen": "6 images of val, evenly spread",
+        "caps": {"columns": 256, "patches": 8192},
+        "layers": {name: layer_numbers(each) for name, each in called.items()},
+        "details": {name: layer_details(each) for name, each in called.items()},
+        "first_layer": {"name": "0", **first_layer(called["0"])},
+        "left_out": {"idle": "never called"},
+        "fields": [field_record("logits", receptive_field(network, images), 6, "32 x 32")],
+        "no_fields": [],
+    }

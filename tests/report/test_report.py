@@ -21,8 +21,8 @@ from segdeconv.report import (
 )
 from segdeconv.report.examples import thumbnail
 from segdeconv.report.figures import Line, draw_lines
-from segdeconv.report.page import duration, percent
 from segdeconv.report.records import validation_limit
+from segdeconv.report.template import duration, percent
 
 
 @pytest.fixture

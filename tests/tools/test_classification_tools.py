@@ -51,7 +51,8 @@ def test_eval_of_another_split_and_of_the_first_images_has_a_file_of_its_own(cla
 
 def test_what_is_for_segmentation_is_refused(classifier, tool, expect):
     words = ("for segmentation", "--split, --limit, --checkpoint, --device and --precision")
-    for options in (["--tta"], ["--slide", "--crop", 8, 8], ["--save-predictions", "x"]):
+    windows, files = ["--slide", "--crop", 8, 8], ["--save-predictions", "x"]
+    for options in (["--tta"], windows, files, ["--official"]):
         expect(tool("eval", classifier, *options), 1, *words)
     words = ("is a run of task classification, and this tool is for segmentation",)
     expect(tool("predict", classifier, "x.png"), 2, *words)

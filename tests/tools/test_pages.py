@@ -286,6 +286,13 @@ def first_run(reader):
     assert "nothing to do" in said(reader, "--resume last")
 
 
+def network_to_look_into(reader):
+    """docs/inspect.md: a network and images of the reader's own."""
+    reader.names["model"] = torch.nn.Sequential()
+    reader.names["model"].add_module("encoder", torch.nn.Conv2d(3, 4, 3))
+    reader.names["images"] = torch.rand(2, 3, 9, 9)
+
+
 def small_submissions(reader):
     """The server wants 2048 x 1024; the images of the test are smaller."""
     reader.monkeypatch.setattr(submission, "SIZE", (128, 64))
@@ -297,12 +304,23 @@ def cityscapes(reader):
     assert "nothing wrong was found" in said(reader, "check_submission.py")
 
 
-GIVEN = {"README.md": networks_of_the_reader, "cityscapes.md": small_submissions}
+def inspected(reader):
+    details = json.loads(Path("pages/decoder.json").read_text())["details"]
+    assert details and all("decoder" in name for name in details)
+    assert reader.names["field"].shape == (9, 9) and "condition" in said(reader, "observing(")
+
+
+GIVEN = {
+    "README.md": networks_of_the_reader,
+    "cityscapes.md": small_submissions,
+    "inspect.md": network_to_look_into,
+}
 EXPECTED = {
     "add-an-operator.md": lambda reader: said(reader, "list_operators").index("standardized"),
     "backbones.md": backbones,
     "cityscapes.md": cityscapes,
     "export-and-deploy.md": deployed,
+    "inspect.md": inspected,
     "own-data.md": own_data,
     "pretrain-and-deploy.md": from_classifier_to_predictions,
     "quick-start.md": first_run,
