@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from segdeconv.operators import OPERATOR_LAYERS, OPERATORS
+from segdeconv.operators import OPERATORS, operator_layers
 from segdeconv.operators.calibration import Calibration, calibrating, condition
 from segdeconv.operators.whitened_layer import WhitenedLayer
 from segdeconv.surgery import (
@@ -203,7 +203,7 @@ def _check_whitens(operator: str) -> None:
 
 def _check_network(model: nn.Module) -> None:
     what = type(model).__name__
-    if any(isinstance(module, OPERATOR_LAYERS) for module in model.modules()):
+    if any(isinstance(module, operator_layers()) for module in model.modules()):
         raise ValueError(
             f"{what} has whitening layers already; graft takes the batch-norm network it came from"
         )

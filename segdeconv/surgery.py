@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from segdeconv.operators import OPERATOR_LAYERS, OPERATORS, Operator
+from segdeconv.operators import OPERATORS, Operator, operator_layers
 from segdeconv.operators.normalization import fuses_activation, without_batchnorm
 from segdeconv.registry import suggest
 
@@ -348,7 +348,7 @@ class Plan:
     def _conv(self, layer: nn.Module, names: Sequence[str]) -> Verdict:
         """Verdict on a convolution or linear layer; registers its successor."""
         operator = self.operator
-        if isinstance(layer, OPERATOR_LAYERS):
+        if isinstance(layer, operator_layers()):
             return "kept", "is an operator's layer already"
         if isinstance(layer, nn.Linear):
             return "kept", "a linear layer; Delinear is put in by hand"
@@ -531,9 +531,11 @@ def fold(module: Module) -> Module:
 def _folded(module: Module) -> Module:
     """`fold`, in the mode that every layer has."""
     model = copy.deepcopy(module)
-    if isinstance(model, OPERATOR_LAYERS):
+    if isinstance(model, operator_layers()):
         return cast(Module, _plain(model))
-    swap_modules(model, lambda _, m: isinstance(m, OPERATOR_LAYERS), lambda _, layer: _plain(layer))
+    swap_modules(
+        model, lambda _, m: isinstance(m, operator_layers()), lambda _, layer: _plain(layer)
+    )
     return model
 
 
@@ -594,4 +596,4 @@ def uncalled_layers(module: nn.Module, example_input: Tensor) -> list[str]:
 
 
 def _is_converted(module: nn.Module) -> bool:
-    return any(isinstance(part, OPERATOR_LAYERS) for part in module.modules())
+    return any(isinstance(part, operator_layers()) for part in module.modules())

@@ -1,5 +1,6 @@
 """A data set and a network that fit in a test: a run of them takes about a second."""
 
+import shutil
 import signal
 
 import numpy as np
@@ -69,3 +70,19 @@ def tiny_config(tiny_camvid):
 def small_sets(tmp_path_factory):
     """A folder with small CIFAR, MNIST and Fashion-MNIST, `imagenet` and `shards`."""
     return write_all(tmp_path_factory.mktemp("small"))
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    library = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
+    with library.sync_playwright() as started:
+        # the page is ours, and a container has no namespaces for the sandbox
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()

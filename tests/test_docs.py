@@ -1,12 +1,15 @@
-"""What the docs name exists: tests, files, and names of the whitening code."""
+"""What the docs name exists: tests, files, options, and names of the whitening code."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from segdeconv.training.cli import ConfigParser
+from segdeconv.training.tasks import TASKS
+
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
 TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
 LAYERS = "\n".join(
     path.read_text()
@@ -30,6 +33,29 @@ def test_every_file_that_a_page_names_exists(doc):
     folders = "benchmarks|configs|docs|segdeconv|tests|tools"
     named = {name for name in quoted(doc) if re.fullmatch(rf"({folders})/[\w./-]*", name)}
     assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+@pytest.fixture(scope="module")
+def options():
+    """Every option of the tools and benchmarks, and every key of a configuration."""
+    programs = [*(ROOT / "tools").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    programs.append(ROOT / "segdeconv" / "training" / "command_line.py")
+    known = {name for path in programs for name in re.findall(OPTION, path.read_text())}
+    keys = {key for task in TASKS for key in ConfigParser()._keys(task)}
+    groups = {key.rpartition(".")[0] for key in keys}
+    return known | {f"--{key}" for key in keys | groups}
+
+
+OPTION = r"(?<![\w-])--[a-z][\w.-]*\w"
+OF_OTHERS = {"--nproc_per_node", "--strict", "--check"}  # of torchrun, mkdocs and ruff
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
+def test_every_option_that_a_page_names_exists(doc, options):
+    named = {name for code in quoted(doc) for name in re.findall(OPTION, code)} - OF_OTHERS
+    below = re.compile(r"--(data|model)\.(options|operator_options|arch_options)\.")
+    unknown = {name for name in named if name not in options and not below.match(name)}
+    assert unknown == set()
 
 
 def test_the_mathematics_names_code_that_exists():

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import segdeconv
 from segdeconv.grafting import graft
 from segdeconv.models import create_model
-from segdeconv.operators import OPERATOR_LAYERS, Deconv2d, DeconvTranspose2d
+from segdeconv.operators import Deconv2d, DeconvTranspose2d, operator_layers
 from segdeconv.surgery import convert, fold
 from segdeconv.whitening import Blocks, merge, unmerge
 
@@ -106,7 +106,7 @@ def test_the_function_in_evaluation_stays(name, dtype):
     torch.manual_seed(0)
     child, report, parent = grafted(NETWORKS[name](), dtype=dtype, size=64)
     assert max(layer.condition for layer in report.layers) < 8  # 1.5**5 = 7.6
-    whitening = [m for m in child.modules() if isinstance(m, OPERATOR_LAYERS)]
+    whitening = [m for m in child.modules() if isinstance(m, operator_layers())]
     assert len(whitening) == sum(
         isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in parent.modules()
     )
@@ -147,7 +147,7 @@ def test_it_holds_for_every_layout_of_the_statistics(options):
 def test_folding_the_graft_gives_the_parent_in_plain_layers():
     child, _, parent = grafted(small_net())
     plain, x = fold(child), images(2, 3, 20, 20, seed=3, dtype=torch.float64)
-    assert not any(isinstance(m, (*OPERATOR_LAYERS, nn.BatchNorm2d)) for m in plain.modules())
+    assert not any(isinstance(m, (*operator_layers(), nn.BatchNorm2d)) for m in plain.modules())
     assert relative_difference(plain(x), parent(x)) < 1e-9
 
 

@@ -77,8 +77,11 @@ def test_what_is_imported_is_a_declared_dependency_not_a_dependency_of_one(folde
     assert undeclared == []
 
 
-def test_the_extras_are_dev_export_official_and_webdataset():
-    assert set(SETUP["options.extras_require"]) == {"dev", "export", "official", "webdataset"}
+def test_the_extras_are_dev_docs_export_official_and_webdataset():
+    extras = SETUP["options.extras_require"]
+    assert set(extras) == {"dev", "docs", "export", "official", "webdataset"}
+    of_docs = [line for line in extras["docs"].split("\n") if line and not line.startswith("#")]
+    assert set(of_docs) <= set(extras["dev"].split("\n"))  # a test builds the site
 
 
 def test_the_version_is_read_from_the_package_and_stands_first_in_the_changelog():

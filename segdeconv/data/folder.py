@@ -58,7 +58,7 @@ class FolderDataset(PairedImages):
         image_folder, mask_folder = (root / name.format(split=split) for name in (images, masks))
         layout = (
             f"{root} is to hold classes.yaml, and for each image in {image_folder} a label map of "
-            f"the same name in {mask_folder}, as docs/data.md shows"
+            f"the same name in {mask_folder}, as docs/own-data.md shows"
         )
         if not self.classes_path.is_file():
             content = ", ".join(sorted(entry.name for entry in root.iterdir())[:5]) or "nothing"

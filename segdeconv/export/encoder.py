@@ -14,7 +14,7 @@ from segdeconv.export.comparison import AnyModel, Check, build, compare, differe
 from segdeconv.export.files import ENCODER, FORMATS, Normalization, new_folder, save, write_config
 from segdeconv.models import CLASSIFIERS, ClassificationModel, SegmentationModel
 from segdeconv.models.classification import EncoderClassifier
-from segdeconv.operators import OPERATOR_LAYERS
+from segdeconv.operators import operator_layers
 from segdeconv.surgery import fold
 
 State = dict[str, Tensor]
@@ -212,7 +212,7 @@ def _norm_state(
     mean = torch.zeros(norm.num_features)
     variance = torch.ones(norm.num_features)
     shift = mean if bias is None else bias
-    if isinstance(layer, OPERATOR_LAYERS) and isinstance(layer, nn.Conv2d):
+    if isinstance(layer, operator_layers()) and isinstance(layer, nn.Conv2d):
         weight, own_bias = cast(Any, layer).effective_weight(), layer.bias
         variance = weight.detach().square().sum((1, 2, 3))
         mean = (torch.zeros_like(shift) if own_bias is None else own_bias.detach()) - shift

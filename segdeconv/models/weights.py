@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from segdeconv.operators import OPERATOR_LAYERS
+from segdeconv.operators import operator_layers
 
 if TYPE_CHECKING:
     from segdeconv.models.classification import ClassificationModel
@@ -154,7 +154,7 @@ def is_whitened(state: State) -> bool:
 
 def has_statistics(model: nn.Module) -> bool:
     """Whether a model has whitening layers."""
-    return any(isinstance(module, OPERATOR_LAYERS) for module in model.modules())
+    return any(isinstance(module, operator_layers()) for module in model.modules())
 
 
 # -------------------------------------------------------------------------------------- matching

@@ -14,9 +14,6 @@ from segdeconv.operators.normalization import group_norm, sync_batchnorm
 from segdeconv.operators.whitened_layer import WhiteningOptions
 from segdeconv.registry import Registry
 
-OPERATOR_LAYERS: tuple[type[nn.Module], ...] = (Deconv2d, DeconvTranspose2d, Delinear)
-"""Layers of ours that may stand in a network; each has ``fold()``, its plain torch layer."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
@@ -31,6 +28,8 @@ class Operator:
             get one, as the shift of the norms is gone.
         from_batchnorm: Module that replaces a batch norm; None where they stay or are taken out.
         options: Names of the options that ``from_conv`` or ``from_batchnorm`` takes.
+        layers: Types of ours that it brings into networks; each has ``fold()``, its plain torch
+            layer.
     """
 
     summary: str
@@ -40,6 +39,7 @@ class Operator:
     removes_batchnorm: bool = False
     from_batchnorm: Callable[..., nn.Module] | None = None
     options: frozenset[str] = frozenset()
+    layers: tuple[type[nn.Module], ...] = ()
 
 
 OPERATORS = Registry[Operator](
@@ -51,6 +51,7 @@ OPERATORS = Registry[Operator](
         from_conv_transpose=DeconvTranspose2d.from_conv,
         removes_batchnorm=True,
         options=frozenset({"preset", *WhiteningOptions.__annotations__}),
+        layers=(Deconv2d, DeconvTranspose2d, Delinear),
     ),
     batchnorm=Operator(
         summary="leave the network as it is",
@@ -72,6 +73,11 @@ OPERATORS = Registry[Operator](
         removes_batchnorm=True,
     ),
 )
+
+
+def operator_layers() -> tuple[type[nn.Module], ...]:
+    """Types of all layers of ours that may stand in a network."""
+    return tuple(layer for name in OPERATORS for layer in OPERATORS[name].layers)
 
 
 class OperatorList(list[tuple[str, str, str]]):

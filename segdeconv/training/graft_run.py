@@ -57,12 +57,13 @@ def graft_run(
     with new_folder(out) as part:
         batches = calibration_batches(built.data, images)
         network = trained_network(built, trained, batches)
-        report = graft(network, batches, built.model.operator, **built.model.operator_options)
+        options = built.model.operator_options or {}  # a config may say null
+        report = graft(network, batches, built.model.operator, **options)
         if not report.holds:
             raise ValueError(f"the network cannot be grafted: {report.verdict}")
         save_weights(part / WEIGHTS, network.state_dict())
         if report.skip:
-            config.model.operator_options = {**built.model.operator_options, "skip": [*report.skip]}
+            config.model.operator_options = {**options, "skip": [*report.skip]}
         check_written(config, built, part / WEIGHTS, network, batches[0])
         config.name, config.model.weights = out.resolve().name, str(out / WEIGHTS)
         write_whole(part / "config.yaml", parser.write(config))

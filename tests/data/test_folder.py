@@ -105,7 +105,7 @@ def test_two_images_of_one_name_are_refused(own, write, random_image):
         ({"masks": "nowhere"}, "nowhere is not a folder; expected label maps there"),
         (
             {"masks": "nowhere"},
-            "for each image in .*images a label map .* in .*nowhere, as docs/data",
+            "for each image in .*images a label map .* in .*nowhere, as docs/own-data",
         ),
         ({"images": "empty"}, r"no images in .*empty; expected files ending in \.png"),
         ({"names": "nowhere.txt"}, "cannot read the list of names"),

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import segdeconv
 from segdeconv.models import CLASSIFIERS, create_classifier, create_model, load_weights
 from segdeconv.models.small_networks import DualPathBlock, InvertedResidual, PreActBlock
-from segdeconv.operators import OPERATOR_LAYERS, Deconv2d
+from segdeconv.operators import Deconv2d, operator_layers
 from segdeconv.surgery import fold
 
 PAPER = {  # millions of parameters with whitening layers, as the paper prints them
@@ -145,7 +145,7 @@ def test_a_training_step_gives_every_parameter_a_finite_gradient(trained):
 
 def test_the_folded_network_is_plain_and_gives_the_same_logits(trained):
     folded = fold(trained)
-    assert not any(isinstance(m, OPERATOR_LAYERS) for m in folded.modules())
+    assert not any(isinstance(m, operator_layers()) for m in folded.modules())
     x = images(2, 3, 16, 16)
     trained.eval()
     with torch.no_grad():

@@ -5,7 +5,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from segdeconv.operators import OPERATOR_LAYERS, OPERATORS, list_operators
+from segdeconv.operators import OPERATORS, list_operators, operator_layers
 from segdeconv.operators.normalization import (
     group_norm,
     groups_of,
@@ -52,7 +52,7 @@ def test_an_unknown_operator_is_answered_with_the_nearest_one():
 def test_a_layer_is_the_torch_layer_it_replaces_with_the_very_same_parameters(name, how):
     conv = CONVS[how]().eval()
     layer = getattr(OPERATORS[name], how)(conv)
-    assert isinstance(layer, type(conv)) and isinstance(layer, OPERATOR_LAYERS)
+    assert isinstance(layer, type(conv)) and isinstance(layer, operator_layers())
     assert layer.weight is conv.weight and layer.bias is conv.bias and not layer.training
     assert (layer.stride, layer.padding) == (conv.stride, conv.padding)
 

@@ -1,8 +1,6 @@
 """tools/inspect_run.py: from a run to a page, numbers, and a section of the run's report."""
 
 import json
-import re
-import shlex
 from pathlib import Path
 from shutil import copytree
 
@@ -162,27 +160,6 @@ def small(root):
     from small_sets import write_all
 
     return write_all(root)
-
-
-PAGE = Path(__file__).parents[2] / "docs" / "inspect.md"
-
-
-def test_the_commands_and_the_code_of_the_page_run(tool, trained, twin, capsys):
-    trained.rename("runs/unet_resnet18_deconv")
-    twin.rename("runs/unet_resnet18_batchnorm")
-    text = PAGE.read_text()
-    commands = re.findall(r"^    python tools/(\w+)\.py (.*)$", text, re.MULTILINE)
-    assert [name for name, _ in commands] == ["inspect_run"] * 3
-    for name, arguments in commands:
-        code, _, err = tool(name, *shlex.split(arguments), "--images", "1")
-        assert code == 0, err
-    assert all("decoder" in name for name in numbers("pages/decoder.json")["details"])
-    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    model = torch.nn.Sequential()
-    model.add_module("encoder", torch.nn.Conv2d(3, 4, 3))
-    names = {"model": model, "images": torch.rand(2, 3, 9, 9)}
-    exec(code, names)
-    assert names["field"].shape == (9, 9) and "condition" in capsys.readouterr().out
 
 
 def test_weights_other_than_the_best_are_named(tool, trained):

@@ -1,6 +1,5 @@
 """tools/predict.py: what a network sees, as files, and nothing is lost."""
 
-import re
 from pathlib import Path
 from shutil import copytree
 
@@ -198,16 +197,6 @@ def test_an_onnx_file_can_take_the_place_of_the_weights(tool, photos, trained):
         np.mean(read(f"a/ids/{name}.png") == read(f"b/ids/{name}.png")) for name in ("00", "02")
     ]
     assert min(same) > 0.999
-
-
-def test_the_commands_of_readme_run_as_written(tool, photos, trained):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    commands = re.findall(r"^    python tools/(predict|eval)\.py (.*)$", readme, re.MULTILINE)
-    assert {name for name, _ in commands} == {"predict", "eval"}
-    trained.rename("runs/unet_resnet18_deconv")
-    for name, arguments in commands:
-        code, _, err = tool(name, *arguments.split())
-        assert code == 0, err
 
 
 # ---------------------------------------------------------------------------------- mistakes
