@@ -135,7 +135,7 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".json", ".txt", ".csv",
 def project_files():
     folders = ("segdeconv", "tests", "tools", "configs", "benchmarks", "docs", ".ci")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
-    files += ROOT.glob("*.*")
+    files += (path for path in ROOT.glob("*.*") if path.name != ".git")  # of a worktree, a file
     return sorted(path for path in files if path.is_file() and "__pycache__" not in path.parts)
 
 
