@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
 
     def collect() -> list[dict[str, Any]]:
         ended = [cell for cell, job in jobs.items() if job.finished or job.failure is not None]
-        return [result(cell, jobs[cell], judged_by) for cell in ended]
+        return [result(cell, jobs[cell], judged_by, ROOT) for cell in ended]
 
     if options.dry_run:
         list_runs(jobs, collect())
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     by_job = {job: cell for cell, job in jobs.items()}
 
     def keep(job: Job) -> None:
-        found = result(by_job[job], job, judged_by)
+        found = result(by_job[job], job, judged_by, ROOT)
         write_whole(folder / "results" / f"{job.folder.name}.json", json.dumps(found, indent=1))
         figure = f"top-1 {100 * found['top1']:.2f} %" if "top1" in found else found["diverged"]
         print(f"{job.folder.name}: {figure}", flush=True)
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     results = collect()
     published = json.loads((ROOT / "benchmarks" / "published.json").read_text())
     out = options.out or folder / "report"
-    text = report(options.dataset, judged_by, results, published, more)
+    text = report(options.dataset, judged_by, results, published, more, options.note)
     write_whole(out.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
     try:
         plot(results, out.with_suffix(".png"))
@@ -109,6 +109,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--jobs", type=int, default=1, help="runs at the same time (1)")
     add("--runs", type=Path, default=Path("runs/reproduce"), help="folder of all runs")
     add("--out", type=Path, help="files of the report without ending; default: beside the runs")
+    add("--note", default="", help="a sentence for the report, such as what else the machine did")
     add("--dry-run", action="store_true", help="list the runs and the time they will take")
     try:
         options = parser.parse_args(arguments[:end])

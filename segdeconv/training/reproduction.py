@@ -6,6 +6,7 @@ stands beside the published figures. Nothing here loads torch before it must.
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,9 +139,10 @@ def check_names(
             raise ValueError(f"unknown operator {operator!r}; {rest}")
 
 
-def result(cell: Cell, job: Job, judged_by: str) -> dict[str, Any]:
-    """What a run that has ended gave, as JSON types."""
-    about = {**vars(cell), "split": judged_by, "arguments": list(job.arguments)}
+def result(cell: Cell, job: Job, judged_by: str, root: Path) -> dict[str, Any]:
+    """What a run that has ended gave, as JSON types; paths are those from the checkout at root."""
+    arguments = [argument.removeprefix(f"{root}/") for argument in job.arguments]
+    about = {**vars(cell), "split": judged_by, "arguments": arguments}
     if job.failure is not None:
         return {**about, "diverged": job.failure}
     made = json.loads((job.folder / "environment.json").read_text())
@@ -251,6 +253,7 @@ def report(
     results: Sequence[Mapping[str, Any]],
     published: Mapping[str, Any],
     more: Sequence[str],
+    note: str = "",
 ) -> str:
     """The whole report for reading."""
     about = [
@@ -260,9 +263,24 @@ def report(
         "between runs of the same seed.",
     ]
     about += [f"Changed from the recipe: `{' '.join(more)}`."] if more else []
+    about += [note] if note else []
     named = [s for s in ("paper", "reproduction") if dataset in published[s]]
-    sources = [f"- {name}: {published[name]['source']}" for name in named]
-    return "\n\n".join([*about, *table(dataset, results, published), "\n".join(sources)]) + "\n"
+    sources = "\n".join(f"- {name}: {published[name]['source']}" for name in named)
+    parts = [*about, *table(dataset, results, published), *([sources] if sources else [])]
+    return "\n\n".join([*parts, "## Where this was measured", places(results)]) + "\n"
+
+
+def places(results: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each hardware, commit and version of torch that runs were trained with."""
+    counts = Counter(_place(run["environment"]) for run in results if "environment" in run)
+    return "\n".join(f"- {number} runs: {place}" for place, number in counts.items())
+
+
+def _place(environment: Mapping[str, Any]) -> str:
+    gpus = ", ".join(environment["gpus"] or ()) or "no GPU"
+    torch = (environment["versions"] or {}).get("torch")
+    cores, processor = environment["cores"], environment["processor"]
+    return f"{processor}, {cores} cores, {gpus}, torch {torch}, commit {environment['commit']}"
 
 
 def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -43,8 +43,9 @@ def trained(monkeypatch):
             (job.folder / "metrics.json").write_text(json.dumps(scores))
             rows = "epoch,seconds,top1\n1,30.0,0.4\n2,30.0,0.7\n"
             (job.folder / "metrics.csv").write_text(rows)
-            about = ("commit", "versions", "processor", "cores", "gpus")
-            (job.folder / "environment.json").write_text(json.dumps(dict.fromkeys(about)))
+            about = {"commit": "0a1b", "versions": {"torch": "2.11"}, "processor": "one of ours"}
+            about |= {"cores": 2, "gpus": []}
+            (job.folder / "environment.json").write_text(json.dumps(about))
             (job.folder / "finished").touch()
             done(job)
 
@@ -68,6 +69,7 @@ def test_the_table_holds_means_spreads_gaps_and_the_published_figures(tool, trai
     assert "50.00 (best 50.10, 1 of 2 diverged)" in row
     assert "- vgg16_deconv_20ep_seed1: the loss is nan at step 1" in out
     assert "arXiv:1905.11926" in out and "arXiv:2410.01189" in out
+    assert "- 7 runs: one of ours, 2 cores, no GPU, torch 2.11, commit 0a1b" in out
     assert Path("runs/reproduce/cifar10-test/report.png").stat().st_size > 1000
 
 
@@ -78,8 +80,15 @@ def test_each_run_has_a_json_and_is_not_trained_again(tool, trained):
     content = json.loads(results[0].read_text())
     assert content["network"] == "resnet18" and content["top1"] == 0.5
     assert content["curve"]["seconds"] == [30.0, 60.0]
+    assert content["arguments"][:2] == ["--config", "configs/cifar10/recipes/paper.yaml"]
     assert tool("reproduce", *GRID, "--epochs", 1, 20)[0] == 0
     assert len(trained) == 16
+
+
+def test_a_note_stands_in_the_report(tool, trained):
+    note = "The machine did other things too."
+    code, out, err = tool("reproduce", *GRID, "--seeds", 1, "--note", note)
+    assert code == 0 and note in out, err
 
 
 def test_held_out_images_have_runs_of_their_own(tool, trained):
