@@ -94,7 +94,7 @@ def test_its_exported_encoder_starts_a_segmentation(classifier, tool, config_fil
     assert "tensors into the encoder" in out
 
 
-def test_it_is_exported_for_others_to_run(classifier, tool):
+def test_it_is_exported_for_others_to_run(classifier, tool, expect):
     formats = ("--formats", "safetensors", "program")
     code, out, err = tool("export", classifier, *formats, "--argmax", "--normalize")
     assert code == 0, err
@@ -108,6 +108,9 @@ def test_it_is_exported_for_others_to_run(classifier, tool):
     code, _, err = tool("eval", classifier / "network", "--data.root", "data", "--json", "it.json")
     assert code == 0, err
     assert json.loads(Path("it.json").read_text())["confusion"] == scores["confusion"]
+    refused = tool("predict", classifier / "network", "x.png")
+    expect(refused, 2, "for segmentation; tools/eval.py takes both")
+    assert "--model.weights" not in refused[2]
 
 
 def test_it_is_published_evaluated_from_there_and_looked_at(classifier, tool, expect):
