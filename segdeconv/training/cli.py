@@ -18,7 +18,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
-from segdeconv.models.pretrained import is_pretrained
+from segdeconv.models.pretrained import is_exported, is_pretrained
 from segdeconv.training.command_line import given_keys, last_given, with_bases
 from segdeconv.training.mistakes import UsageError
 from segdeconv.training.optimization import OptimizerOptions, ScheduleOptions
@@ -139,9 +139,10 @@ class ConfigParser:
         own, _ = last_given(run_arguments(folder), "task", DEFAULT_TASK)
         if task not in (None, own):
             weights = folder if is_pretrained(folder) else folder / "weights.safetensors"
+            start = f", and tools/train.py --model.weights {weights} starts from its encoder"
             raise UsageError(
                 f"{folder} is a run of task {own}, and this tool is for {task}; tools/eval.py "
-                f"takes both, and tools/train.py --model.weights {weights} starts from its encoder"
+                f"takes both{'' if is_exported(folder) else start}"
             )
         given, source = last_given(list(with_bases(changes)), "task", own)
         if given != own:
