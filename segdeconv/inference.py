@@ -566,6 +566,14 @@ class OnnxModel:
         about = self.session.get_modelmeta().custom_metadata_map.get("segdeconv", "{}")
         self.about: dict[str, Any] = json.loads(about)
 
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes it tells apart; None if the file leaves that open."""
+        if "num_classes" in self.about:
+            return int(self.about["num_classes"])
+        shape = self.session.get_outputs()[0].shape
+        return shape[1] if len(shape) == 4 and isinstance(shape[1], int) else None
+
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of normalised images.
 

@@ -351,3 +351,20 @@ def test_a_full_disk_is_one_sentence_whichever_library_met_it(model, tmp_path, m
     with pytest.raises(OSError, match=r"could not write .*out: No space left on device"):
         export_network(model, tmp_path / "out", formats=["safetensors"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_export_is_back_where_the_new_one_got_no_name(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "out", Path.replace
+
+    def stopped(self, target):
+        if self.suffix == ".part":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with files.new_folder(folder) as part:
+        files.write_config(part, files.ENCODER, {"number": 1})
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt), files.new_folder(folder, overwrite=True) as part:
+        files.write_config(part, files.ENCODER, {"number": 2})
+    assert json.loads((folder / "config.json").read_text())["number"] == 1
+    assert list(tmp_path.iterdir()) == [folder]

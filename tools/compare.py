@@ -58,4 +58,4 @@ def split(arguments: list[str]) -> tuple[list[str], Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(run_tool(main, output="--out"))

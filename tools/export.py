@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
     add("--out", type=str | None, help="new folder for the files")
     add("--overwrite", action="store_true", help="replace an earlier export")
     add("--checkpoint", type=str, default="best", help="best, last, or a file")
-    add("--formats", type=str, nargs="+", default=list(FORMATS), help="of a network")
+    add("--formats", type=str, nargs="+", help="of a network; null: all of them")
     add("--argmax", action="store_true", help="classes in place of logits")
     add("--normalize", action="store_true", help="take pixels 0 to 255")
     add("--size", type=int, nargs=2, help="the only height and width")
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
         checks = export_network(
             model,
             out,
-            formats=config.formats,
+            formats=list(FORMATS) if config.formats is None else config.formats,
             argmax=config.argmax,
             normalize=config.normalize,
             size=tuple(config.size) if config.size else None,
@@ -118,8 +118,7 @@ def check_options(config: Any) -> None:
     """Refuse options that would have no effect."""
     if config.what not in KINDS:
         raise UsageError(f"--what {config.what}: expected one of {', '.join(KINDS)}")
-    of_network = {"argmax": config.argmax, "normalize": config.normalize, "size": config.size}
-    given = [name for name, value in of_network.items() if value]
+    given = [name for name in ("formats", "argmax", "normalize", "size") if config[name]]
     if config.what != "network" and given:
         raise UsageError(f"--{given[0]} is for --what network; the others have weights only")
     if config.what != "encoder" and config.unfolded:

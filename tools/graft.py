@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> None:
         from segdeconv.training.cli import ConfigParser
         from segdeconv.training.evaluation import checkpoint_path
         from segdeconv.training.graft_run import check_parent, graft_run
+        from segdeconv.training.run_folder import check_writable
 
     parser = ConfigParser()
     parser.add_argument("--out", type=str | None, help="new folder for the files")
@@ -64,6 +65,7 @@ def main(arguments: list[str]) -> None:
     out = Path(config.out)
     if out.exists():
         raise UsageError(f"{out} is there already; name a new folder with --out")
+    check_writable(out, folder=True)
     images = config.images
     for key in ("out", "images", "checkpoint"):
         del config[key]

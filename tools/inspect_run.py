@@ -21,7 +21,8 @@ Runs with batch norms are shown too, without what whitening adds.
                               default: the first, the last and two between them
   --checkpoint best           best, last, or a file of weights (.safetensors, .ckpt)
   --device auto               cpu, cuda, cuda:1, …; auto takes a GPU if there is one
-  --out FILE.html             the page; its JSON lies beside it. Default: inspect.html in RUN_DIR
+  --out FILE.html             the page; its JSON lies beside it. Default: inspect.html in RUN_DIR,
+                              of a published model beside its folder, in RUN_DIR_results
   --data.root FOLDER          and any other key of the run's config
 
 Examples
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
         from segdeconv.report.layer_table import text_table
         from segdeconv.training.cli import ConfigParser
         from segdeconv.training.inspection import inspect_run, write_inspection
-        from segdeconv.training.run_folder import check_writable
+        from segdeconv.training.run_folder import check_writable, results_folder
 
     parser = ConfigParser()
     add = parser.add_argument
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
     add("--out", type=str | None, help="the page")
     folder, config = parser.open_run(run, options)
-    page = Path(config.out or folder / "inspect.html")
+    page = Path(config.out or results_folder(folder) / "inspect.html")
     if page.suffix != ".html":
         raise UsageError(f"--out {page}: expected a page, such as --out inspect.html")
     check_writable(page)

@@ -134,8 +134,12 @@ def list_runs(jobs: dict[Cell, Job], results: list[dict[str, Any]]) -> None:
             total, unknown = total + (seconds or 0), unknown + (seconds is None)
             state += f", about {timedelta(seconds=round(seconds))}" if seconds else ", time unknown"
         print(f"{cell.name:50s} {state}")
-    note = f", and {unknown} runs of networks that none has ended of yet" if unknown else ""
-    print(f"{len(jobs)} runs; what is missing takes about {timedelta(seconds=round(total))}{note}")
+    parts = [f"{len(jobs)} runs"]
+    if total or not unknown:
+        parts.append(f"what is missing takes about {timedelta(seconds=round(total))}")
+    if unknown:
+        parts.append(f"the time of {unknown} is known once a run of the same network has ended")
+    print("; ".join(parts))
 
 
 if __name__ == "__main__":

@@ -48,11 +48,13 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         part.replace(folder)
         shutil.rmtree(old, ignore_errors=True)
     except Exception as error:
-        if shutil.disk_usage(part).free < 2**20:  # each library has its own error for it
+        if shutil.disk_usage(folder.parent).free < 2**20:  # each library has its own error for it
             reason = os.strerror(errno.ENOSPC)
             raise OSError(errno.ENOSPC, f"could not write {folder}: {reason}") from error
         raise
     finally:
+        if old.exists() and not folder.exists():  # stopped between the two names
+            old.replace(folder)
         shutil.rmtree(part, ignore_errors=True)
 
 

@@ -376,7 +376,8 @@ def _read_json(path: Path, formats: tuple[str, ...]) -> dict[str, Any]:
     found = content.get("format") if isinstance(content, dict) else None
     if found not in formats:
         hint = {
-            "segdeconv encoder": "an encoder's; give the folder as weights= of create_model",
+            "segdeconv encoder": "an encoder's; give the folder as weights= of create_model, or as "
+            "--model.weights of tools/train.py",
             EXPORTED: "a folded network's; load it with segdeconv.export.load_network",
         }.get(str(found), "not of this library")
         raise ValueError(f"{path} is {hint}")

@@ -74,8 +74,15 @@ def check_run(folder: Path) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if not any((folder / name).is_file() for name in ("config.yaml", "config.json")):
+    if any((folder / name).is_file() for name in ("config.yaml", "config.json")):
+        return
+    if folder.exists():
         raise ValueError(f"{folder} is not the folder of a run: it has no config.yaml")
+    places = (folder.parent, Path("runs"))
+    runs = {path.parent.name: path.parent for at in places for path in at.glob("*/config.yaml")}
+    near = get_close_matches(folder.name, runs, n=1)
+    hint = f"did you mean {runs[near[0]]}?" if near else "name one of tools/train.py, or last"
+    raise ValueError(f"{folder} is not the folder of a run: there is none; {hint}")
 
 
 def with_bases(arguments: Sequence[str]) -> Iterator[str]:
@@ -128,7 +135,8 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(), _EachKeyOnce)  # a SafeLoader
     except FileNotFoundError:
-        near = get_close_matches(str(path), map(str, Path("configs").rglob("*.yaml")), n=1)
+        known = [*path.parent.glob("*.yaml"), *Path("configs").rglob("*.yaml")]
+        near = get_close_matches(str(path), map(str, known), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"no config {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -195,10 +195,11 @@ def _open_classifier(
     config: Namespace, built: Namespace, folder: Path
 ) -> tuple[ClassificationModel, Path]:
     """`open_network` of a classifier, which is never an ONNX file."""
-    if is_exported(folder):
-        model = load_exported(folder)
+    if is_folded(folder, config.checkpoint):
+        model, weights = load_exported(folder), folder / FORMATS["safetensors"]
         assert isinstance(model, ClassificationModel)
-        return model.eval(), folder / FORMATS["safetensors"]
+        check_classes(model.config["num_classes"], built.data.label_set, weights)
+        return model.eval(), weights
     path = checkpoint_path(folder, config.checkpoint)
     return load_classifier(built, path), path
 
@@ -220,16 +221,50 @@ def open_network(
         ValueError: There is no such file, or it does not fit.
     """
     onnx = Path(config.onnx) if config.onnx else None
-    if is_exported(folder) and onnx is None:
+    if is_folded(folder, config.checkpoint) and onnx is None:
         weights = folder / FORMATS["safetensors"]
         if weights.is_file():
-            return load_exported(folder).to(device), weights
+            network = load_exported(folder)
+            check_classes(network.config["num_classes"], label_set, weights)
+            return network.to(device), weights
         onnx = folder / FORMATS["onnx"]
     if onnx is not None:
         model = OnnxModel(onnx, device)
+        check_classes(model.num_classes, label_set, model.path)
         return model, model.path
     path = checkpoint_path(folder, config.checkpoint)
     return load_network(built.model, label_set, path).to(device), path
+
+
+def is_folded(folder: Path, checkpoint: str) -> bool:
+    """Whether a folder holds a folded network, and nothing else of it is asked for.
+
+    Raises:
+        ValueError: A checkpoint is, and it has none.
+    """
+    if is_exported(folder) and checkpoint != "best":
+        raise ValueError(
+            f"{folder} holds a folded network and no checkpoints; leave --checkpoint out"
+        )
+    return is_exported(folder)
+
+
+def check_classes(found: int | None, label_set: LabelSet, path: Path) -> None:
+    """Whether a network has as many classes as the labels that it is held against.
+
+    Args:
+        found: Its number of classes; None: not known.
+        label_set: Classes of the data.
+        path: Its file.
+
+    Raises:
+        ValueError: It has another number.
+    """
+    if found not in (None, label_set.num_classes):
+        raise ValueError(
+            f"{path} gives {found} classes, and the data's label set {label_set.name!r} has "
+            f"{label_set.num_classes}; take data, or a network, with the same classes"
+        )
 
 
 def load_network(options: NetworkOptions, label_set: LabelSet, path: Path) -> SegmentationModel:

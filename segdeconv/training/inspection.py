@@ -98,7 +98,12 @@ def _open_twin(parser: ConfigParser, config: Namespace, beside: Path) -> tuple[N
     Raises:
         ValueError: If it is no run, the run itself, or not one of the same images.
     """
-    folder, twin = parser.open_run(config.against, ["--output_dir", config.output_dir], config.task)
+    folder, twin = parser.open_run(config.against, ["--output_dir", config.output_dir])
+    if twin.task != config.task:
+        raise ValueError(
+            f"--against {folder} is a run of task {twin.task}, and {beside} one of {config.task}; "
+            "name a run of the same data set"
+        )
     if folder.resolve() == beside.resolve():
         raise ValueError(f"--against {folder} is the run itself; name another run")
     twin.data = config.data.clone()

@@ -38,6 +38,7 @@ def prediction_of(config: Namespace) -> Prediction:
     of_windows = {
         "crop": config.crop,
         "stride": config.stride,
+        "blend smooth": config.blend == "smooth",
         "memory rows": config.memory == "rows",
     }
     given = [option for option, value in of_windows.items() if value]

@@ -16,6 +16,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from segdeconv.models.pretrained import is_exported
 from segdeconv.operators.whitened_layer import WhitenedLayer
 from segdeconv.training.averaging import AveragedWeights
 from segdeconv.training.base_data import RunData
@@ -74,6 +75,10 @@ def train(parser: ConfigParser, config: Namespace, earlier: Path | None = None) 
         RunStopped: If the user stopped the run; its state is saved.
     """
     hush()
+    if earlier and is_exported(earlier):
+        raise ValueError(
+            f"{earlier} holds a folded network, to run and not to train; name the run it came from"
+        )
     if earlier and not (earlier / "config.yaml").is_file():
         raise ValueError(
             f"{earlier} holds a model and no run to go on with; start one from its weights with "

@@ -334,6 +334,7 @@ def test_mistakes_are_one_sentence(small_run, tool, expect):
 def test_windows_that_cannot_be_are_refused(small_run, tool, expect):
     words = "--crop is for sliding windows; give --slide too"
     expect(tool("eval", small_run, "--crop", 24, 32), 1, words)
+    expect(tool("eval", small_run, "--blend", "smooth"), 1, "--blend smooth is for sliding windows")
     result = tool("eval", small_run, "--slide", "--crop", 24, 32, "--stride", 25, 32)
     expect(result, 1, "pixels would lie between windows")
 

@@ -138,10 +138,26 @@ def test_an_exported_network_stands_in_for_its_run(tool, trained, tiny_camvid, e
     assert code == 0 and Path("runs/run/eval_val_best_onnx.json").is_file(), err
     refused = "folded network, to run and not to change; name the run"
     expect(tool("export", "folded", "--what", "encoder"), 1, refused)
+    refused = "folded network, to run and not to train; name the run"
+    expect(tool("train", "--resume", "folded"), 1, refused)
+    given = ("--data.root", tiny_camvid, "--checkpoint", "last")
+    expect(tool("eval", "folded", *given), 1, "no checkpoints; leave --checkpoint out")
     before = sorted(Path("folded").iterdir())
     assert tool("eval", "folded", "--data.root", tiny_camvid, "--report", "none")[0] == 0
     assert sorted(Path("folded").iterdir()) == before
     assert Path("folded_results/eval_val_best.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "onnx"])
+def test_an_exported_network_is_not_scored_on_other_classes(tool, trained, expect, kind):
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    options = ("--argmax",) if kind == "onnx" else ()
+    assert tool("export", "last", "--formats", kind, *options, "--out", "folded")[0] == 0
+    given = ("--data.dataset", "synthetic", "--data.root", "null", "--limit", "1")
+    words = (f"model.{kind} gives 11 classes", "has 19", "with the same classes")
+    expect(tool("eval", "folded", *given), 1, *words)
 
 
 def test_a_published_model_starts_a_run(tool, trained, config_file):
@@ -187,6 +203,8 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tool, trained, expect, monk
     expect(tool("export", "--argmax"), 2, "name the folder of a run first")
     expect(tool("export", "last", "--what", "decoder"), 2, "network, encoder")
     expect(tool("export", "last", "--what", "encoder", "--argmax"), 2, "--argmax is for")
+    onnx = ("--what", "pretrained", "--formats", "onnx")
+    expect(tool("export", "last", *onnx), 2, "--formats is for --what network")
     expect(tool("export", "last", "--unfolded"), 2, "--unfolded is for --what encoder")
     expect(tool("export", "last", "--formats", "onx"), 1, "'onx'", "safetensors, onnx, program")
     plain = "--formats", "safetensors"  # ONNX needs packages that may not be there

@@ -137,7 +137,7 @@ def test_layers_to_draw_are_named_by_globs(tool, trained, expect):
     )
 
 
-def test_a_classifier_and_a_published_model_are_inspected_too(tool, trained, tiny_camvid):
+def test_a_classifier_and_a_published_model_are_inspected_too(tool, trained, tiny_camvid, expect):
     options = ("--task", "classification", "--data.root", small(Path("data")))
     options += ("--model.name", "tu-test_resnet", "--data.batch_size", 20, "--data.num_workers", 0)
     options += ("--trainer.max_epochs", 1, "--trainer.accelerator", "cpu", "--name", "classes")
@@ -153,7 +153,10 @@ def test_a_classifier_and_a_published_model_are_inspected_too(tool, trained, tin
     code, _, err = tool("inspect_run", "mine", *options)
     assert code == 0, err
     assert tool("inspect_run", trained, *options)[0] == 0
-    assert numbers("mine/inspect.json")["layers"] == numbers()["layers"]
+    assert numbers("mine_results/inspect.json")["layers"] == numbers()["layers"]
+    assert not Path("mine/inspect.json").exists()  # what is handed on stays as it is
+    words = ("--against runs/classes is a run of task classification", "one of segmentation")
+    expect(tool("inspect_run", trained, "--against", "runs/classes"), 1, *words)
 
 
 def small(root):

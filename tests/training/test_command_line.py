@@ -38,6 +38,10 @@ def test_help_loads_none_of_the_heavy_libraries(name):
         (["train", "--config", "twice.yaml"], 2, "line 2: the key seed stands twice"),
         (["check_data", "--config"], 2, "--config needs a file"),
         (["eval", "nowhere"], 1, "nowhere is not the folder of a run"),
+        (["eval", "runs/quik"], 1, "there is none; did you mean runs/quick?"),
+        (["eval", "quick"], 1, "did you mean runs/quick?"),
+        (["eval", "runs"], 1, "runs is not the folder of a run: it has no config.yaml"),
+        (["train", "--config", "runs/quick/confg.yaml"], 2, "did you mean runs/quick/config.yaml?"),
         (["eval", "last", "val"], 2, "val: expected one run and then options"),
         (["export", "--argmax"], 2, "name the folder of a run first"),
         (["predict", "last"], 2, "name the folder of a run, then images"),
@@ -45,6 +49,8 @@ def test_help_loads_none_of_the_heavy_libraries(name):
 )
 def test_a_mistake_that_needs_no_library_is_found_without_one(arguments, code, words, tmp_path):
     (tmp_path / "twice.yaml").write_text("seed: 1\nseed: 2\n")
+    (tmp_path / "runs/quick").mkdir(parents=True)
+    (tmp_path / "runs/quick/config.yaml").write_text("seed: 1\n")
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("error: ") and words in done.stderr
