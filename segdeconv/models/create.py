@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from segdeconv.models.architectures import build_network
+from segdeconv.models.pretrained import is_exported
 from segdeconv.models.segmentation import SegmentationModel, wrap
 from segdeconv.models.weights import Fit, State, best_fit, read_weights
 from segdeconv.operators import OPERATORS
@@ -111,6 +112,11 @@ def _load_and_operate(
     model: "AnyModel", path: str | Path, size: int, fit: Callable[["AnyModel", State], Fit]
 ) -> None:
     """Load weights before the surgery if they fit the plain network, else after it."""
+    if isinstance(path, str | Path) and is_exported(Path(path)):
+        raise ValueError(
+            f"{path} holds a folded network, to run and not to train; start from the weights of "
+            "the run it came from, or from its encoder: tools/export.py RUN --what encoder"
+        )
     state = read_weights(path)
     plain = fit(model, state)
     if plain.complete:

@@ -33,6 +33,8 @@ _MODEL = {
 }
 _SETS = {"segmentation": DATASETS, "classification": CLASSIFICATION_DATASETS}
 
+PART = ", the first "  # between the name of a split and how much of it was validated
+
 Normalization = tuple[Sequence[float], Sequence[float]]
 
 
@@ -107,7 +109,7 @@ def validated(config: Namespace) -> str:
     if limit is None:
         return str(config.data.val_split)
     part = f"{limit} batches" if isinstance(limit, int) else f"{100 * limit:g} %"
-    return f"{config.data.val_split}, the first {part}"
+    return f"{config.data.val_split}{PART}{part}"
 
 
 def _environment(folder: Path) -> dict[str, Any]:
@@ -152,6 +154,8 @@ def run_arguments(folder: Path) -> list[str]:
     options = [f"--data.{key}={json.dumps(value)}" for key, value in data.items() if value]
     if about.dataset in _SETS[task]:
         options.append(f"--data.dataset={about.dataset}")
+    if about.scores.get("split"):
+        options.append(f"--data.val_split={about.scores['split'].split(PART)[0]}")
     return [f"--task={task}", "--model", json.dumps(model), *options]
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from segdeconv.export import comparison, network
+from segdeconv.training.publishing import run_arguments
 from segdeconv.training.run_folder import results_folder
 
 
@@ -142,6 +143,8 @@ def test_an_exported_network_stands_in_for_its_run(tool, trained, tiny_camvid, e
     expect(tool("train", "--resume", "folded"), 1, refused)
     given = ("--data.root", tiny_camvid, "--checkpoint", "last")
     expect(tool("eval", "folded", *given), 1, "no checkpoints; leave --checkpoint out")
+    start = tool("train", "--config", "runs/run/config.yaml", "--model.weights", "folded")
+    expect(start, 1, "folded network, to run and not to train; start from the weights of the run")
     before = sorted(Path("folded").iterdir())
     assert tool("eval", "folded", "--data.root", tiny_camvid, "--report", "none")[0] == 0
     assert sorted(Path("folded").iterdir()) == before
@@ -245,3 +248,4 @@ def test_a_card_says_what_was_validated_and_what_training_started_from(tool, tra
     assert "On val, the first 2 batches" in card
     assert "run/weights.safetensors" in card and str(first) not in card
     assert "limit_val_batches 2" in (run / "report.html").read_text()
+    assert "--data.val_split=val" in run_arguments(Path("card"))
