@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 import segdeconv
-from segdeconv.data.synthetic.files import plan_jobs, write_all
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -184,6 +183,9 @@ def draw_cityscapes(
     folder: str, split: str, count: int, seed: int, size: tuple[int, int], workers: int
 ) -> None:
     """Write so many drawn scenes of (height, width) in the Cityscapes layout."""
+    # here, as it loads what loads triton, which benchmarks/kernels.py sets up first
+    from segdeconv.data.synthetic.files import plan_jobs, write_all
+
     for _ in write_all(plan_jobs(Path(folder), {split: count}, seed, size), workers):
         pass
 

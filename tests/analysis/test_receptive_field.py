@@ -24,7 +24,7 @@ from segdeconv.analysis import (
 @pytest.fixture(scope="module")
 def recorded():
     """Map of a small network and squares of a blob, by the functions of the RepLKNet tool."""
-    return np.load(Path(__file__).parents[1] / "vectors" / "receptive_field.npz")
+    return np.load(Path(__file__).with_name("receptive_field.npz"))
 
 
 def test_the_map_of_a_network_equals_the_recorded_one(recorded):

@@ -3,7 +3,6 @@
 import copy
 import csv
 import json
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +16,6 @@ from segdeconv.surgery import convert
 
 NAMES = ("road", "sky & clouds", "<b>pole</b>")
 COLOURS = ((128, 64, 128), (70, 130, 180), (0, 0, 0))
-PATHS = ("chromium", "chromium-browser", "google-chrome")
 CONFUSION = [[80, 10, 10], [0, 50, 0], [6, 0, 0]]
 IOU = dict(zip(NAMES, (80 / 106, 50 / 60, 0.0), strict=True))
 
@@ -94,19 +92,6 @@ def known():
 @pytest.fixture
 def run_folder(tmp_path):
     return write_run(tmp_path / "my_run")
-
-
-@pytest.fixture(scope="session")
-def browser():
-    library = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next((found for name in PATHS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
-    with library.sync_playwright() as started:
-        # the page is ours, and a container has no namespaces for the sandbox
-        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="session")
