@@ -15,7 +15,6 @@ import glob
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -25,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from segdeconv.analysis import in_evaluation
 from segdeconv.operators import OPERATORS, operator_layers
 from segdeconv.operators.calibration import Calibration, calibrating, condition
 from segdeconv.operators.whitened_layer import WhitenedLayer
@@ -152,7 +152,7 @@ def graft(
     if first.idle:
         raise ValueError(nothing_to_do(operator, model, first.rows))
     images = _images(batches, model)
-    with _evaluating(model):
+    with in_evaluation(model):
         convs = [conv for conv in first.convs if conv in first.changes]
         uses = _Uses(model, convs)
         before = uses.watch(model, images)
@@ -167,7 +167,7 @@ def graft(
     layers = {name: cast(WhitenedLayer, model.get_submodule(name)) for name in swapped}
     for name, norm in norms.items():
         _fold_norm(layers[name], norm)
-    with _evaluating(model):
+    with in_evaluation(model):
         calibrations = _calibrate(model, layers, images)
         difference = _difference((model(x) for x in images), before)
     report = GraftReport(
@@ -364,18 +364,6 @@ def _left(model: nn.Module, convs: Sequence[nn.Module], uses: _Uses) -> dict[nn.
 
 
 # ------------------------------------------------------------------------------------------ change
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and every module's own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @torch.no_grad()

@@ -326,6 +326,17 @@ def test_nothing_is_replaced_unless_told_and_only_an_export_is(model, tmp_path, 
     assert Path(tmp_path / "mine" / "thesis.txt").read_text() == "mine"
 
 
+def test_a_folded_network_with_a_damaged_config_is_one_sentence(model, tmp_path):
+    export_network(model, tmp_path / "net", formats=["safetensors"])
+    config = tmp_path / "net" / "config.json"
+    content = json.loads(config.read_text())
+    content["model"]["planet"] = 1
+    del content["model"]["num_classes"]
+    config.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config.json: no 'num_classes' among the arguments"):
+        load_network(tmp_path / "net")
+
+
 def test_missing_packages_and_wrong_formats_are_named_first(model, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="format 'onx': expected some of safetensors, onnx"):
         export_network(model, tmp_path / "net", formats=["onx"])

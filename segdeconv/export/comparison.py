@@ -1,19 +1,13 @@
-"""What was written, built again and compared with the network that it came from."""
+"""What was written, compared with the network that it came from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from segdeconv.models import (
-    ClassificationModel,
-    SegmentationModel,
-    create_classifier,
-    create_model,
-)
+from segdeconv.models import ClassificationModel, SegmentationModel
 from segdeconv.models.classification import LARGE, SMALL
 
 TOLERANCE = 1e-4  # of the largest output; most networks stay below 1e-5
@@ -41,13 +35,6 @@ class Check:
     def __str__(self) -> str:
         text = f"{self.file}: differs by {self.difference:.1e} at most, of {self.largest:.1e}"
         return f"{text}; {self.note}" if self.note else text
-
-
-def build(task: str, config: Mapping[str, Any], weights: Path | None = None) -> AnyModel:
-    """A new model of a task, of the arguments that its ``config`` holds."""
-    if task == "segmentation":
-        return create_model(**config, weights=weights)
-    return create_classifier(**config, weights=weights)
 
 
 def compare(

@@ -10,10 +10,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from segdeconv.export.comparison import AnyModel, Check, build, compare, difference, probe, tensors
+from segdeconv.export.comparison import AnyModel, Check, compare, difference, probe, tensors
 from segdeconv.export.files import ENCODER, FORMATS, Normalization, new_folder, save, write_config
 from segdeconv.models import CLASSIFIERS, ClassificationModel, SegmentationModel
 from segdeconv.models.classification import EncoderClassifier
+from segdeconv.models.pretrained import build_model
 from segdeconv.operators import operator_layers
 from segdeconv.surgery import fold
 
@@ -62,7 +63,7 @@ def _check(
     model: AnyModel, config: dict[str, Any], part: Path, names: "_Names", folded: bool
 ) -> Check:
     """Load what was written, and compare its features with the model's."""
-    again = build(model.task, config, part).eval()
+    again = build_model(model.task, config, weights=part).eval()
     report = again.weights_report
     assert report is not None
     if isinstance(model, SegmentationModel) and report.part != "encoder":
@@ -153,7 +154,7 @@ def _folded_state(model: AnyModel) -> State:
     Raises:
         ValueError: A bias has no batch norm to go to, or a layer is not the library's.
     """
-    host = build(model.task, _plain_config(model)).eval().encoder
+    host = build_model(model.task, _plain_config(model)).eval().encoder
     own = _plain_state(fold(model.encoder))
     state = dict(host.state_dict())
     biases = {key for key in own if key not in state}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from segdeconv.export.comparison import AnyModel, Check, build, compare, difference, probe, probes
+from segdeconv.export.comparison import AnyModel, Check, compare, difference, probe, probes
 from segdeconv.export.files import (
     FORMATS,
     Normalization,
@@ -24,7 +24,7 @@ from segdeconv.export.files import (
 from segdeconv.inference import OnnxModel
 from segdeconv.models import About, SegmentationModel
 from segdeconv.models.classification import SMALL
-from segdeconv.models.pretrained import EXPORTED, is_exported, read_config
+from segdeconv.models.pretrained import EXPORTED, build_model, is_exported, read_config
 from segdeconv.surgery import fold
 
 
@@ -98,7 +98,7 @@ def load_network(folder: Path) -> AnyModel:
             f"{folder} is not an exported network with safetensors; tools/export.py writes one"
         )
     content = read_config(folder, exported=True)
-    model = fold(build(content["task"], content["model"]))
+    model = fold(build_model(content["task"], content["model"], folder))
     model.load_state_dict(load_file(weights))
     model.about = About(**content["about"])
     return model

@@ -157,7 +157,7 @@ class Pretrained(ModelHubMixin, library_name="segdeconv"):
         """Refuse a model whose layers are not those of a new one with the same config."""
         own, other = (
             {key: value.shape for key, value in cast(nn.Module, model).state_dict().items()}
-            for model in (self, _build(self.task, self.config))
+            for model in (self, build_model(self.task, self.config))
         )
         wrong = [key for key in {**own, **other} if own.get(key) != other.get(key)]
         if wrong:
@@ -277,7 +277,7 @@ def from_pretrained(
         if not folder.is_dir():
             raise ValueError(_no_folder(source))
     content = read_config(folder)
-    model = _build(content["task"], content["model"], folder)
+    model = build_model(content["task"], content["model"], folder)
     state = read_weights(folder / WEIGHTS)
     own = model.state_dict()
     wrong = [k for k in {**own, **state} if k not in own or k not in state]
@@ -399,10 +399,19 @@ def _check_keys(
             raise ValueError(f"{path} holds the unknown key {key!r}; {advice}")
 
 
-def _build(
-    task: str, config: Mapping[str, Any], folder: Path | None = None
+def build_model(
+    task: str,
+    config: Mapping[str, Any],
+    folder: Path | None = None,
+    weights: Path | None = None,
 ) -> "SegmentationModel | ClassificationModel":
     """A new model with these arguments.
+
+    Args:
+        task: "segmentation" or "classification".
+        config: Arguments of its `create_model` or `create_classifier`, without weights.
+        folder: Whose config.json they come from, for messages.
+        weights: Where it starts from.
 
     Raises:
         ValueError: They are not those of a model.
@@ -421,6 +430,6 @@ def _build(
         what = f"no {lacking[0]!r}" if lacking else f"the key {(unknown or ['weights'])[0]!r}"
         raise ValueError(f"{where}{what} among the arguments of the model")
     try:
-        return cast("SegmentationModel | ClassificationModel", create(**config))
+        return cast("SegmentationModel | ClassificationModel", create(**config, weights=weights))
     except (ValueError, TypeError, AttributeError) as error:  # numbers in place of names, …
         raise ValueError(f"{where}{error}") from error

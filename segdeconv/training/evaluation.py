@@ -199,7 +199,7 @@ def _open_classifier(
         model, weights = load_exported(folder), folder / FORMATS["safetensors"]
         assert isinstance(model, ClassificationModel)
         check_classes(model.config["num_classes"], built.data.label_set, weights)
-        return model.eval(), weights
+        return model, weights
     path = checkpoint_path(folder, config.checkpoint)
     return load_classifier(built, path), path
 
