@@ -331,9 +331,8 @@ def test_a_folded_network_with_a_damaged_config_is_one_sentence(model, tmp_path)
     config = tmp_path / "net" / "config.json"
     content = json.loads(config.read_text())
     content["model"]["planet"] = 1
-    del content["model"]["num_classes"]
     config.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"config.json: no 'num_classes' among the arguments"):
+    with pytest.raises(ValueError, match=r"config.json: .* no option 'planet'; take it out"):
         load_network(tmp_path / "net")
 
 
